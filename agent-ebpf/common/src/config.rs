@@ -1,0 +1,19 @@
+//! What the programs need to know about the host's links.
+
+/// The single entry of the map `config`. All zero until the agent has written it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Interface index, in the host's network namespace, of the host end of the veth pair into the
+    /// ingress namespace. 0: not there yet, published traffic is left to the host.
+    pub e1h_ifindex: u32,
+    /// Interface index of the default uplink, for replies to which the routing table has no
+    /// answer. 0: such replies are dropped.
+    pub uplink_ifindex: u32,
+}
+
+const _: () = assert!(size_of::<Config>() == 8);
+
+// SAFETY: `repr(C)`, two `u32`, no padding; every bit pattern is a value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for Config {}

@@ -1,0 +1,79 @@
+//! What the programs count.
+
+/// Requests of one service that this node took in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceStats {
+    /// Packets on the wire: the segments of a merged (GRO) packet count one by one.
+    pub packets: u64,
+    /// Bytes including the Ethernet header; the headers of merged segments count once.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<ServiceStats>() == 16);
+
+// SAFETY: `repr(C)`, two `u64`, no padding; every bit pattern is a value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for ServiceStats {}
+
+/// Index into the map `counters`. Only what is rare or new is counted: nothing here costs an
+/// established flow anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Counter {
+    /// `mesh_uplink`: a published port, but `config` names no interface to hand the packet to.
+    UplinkUnconfigured = 0,
+    /// `mesh_out`: no route for a reply, sent over the default uplink.
+    OutByUplink = 1,
+    /// `mesh_out`: no route for a reply and no default uplink, dropped.
+    OutUnroutable = 2,
+    /// `flow_learn`: a new flow.
+    FlowLearned = 3,
+    /// `flow_learn`: a known flow now comes through another ingress node.
+    FlowMoved = 4,
+    /// `flow_learn`: the flow table refused an entry.
+    FlowRefused = 5,
+    /// `flow_learn`: two ingress nodes brought the same client 5-tuple at the same time.
+    Collisions = 6,
+    /// `flow_return`: the destination MAC address could not be written, dropped.
+    ReturnFailed = 7,
+    /// Any program: a fragment without ports, passed through untouched.
+    Fragments = 8,
+    /// Any program: headers cut short or nonsensical, passed through untouched.
+    Malformed = 9,
+}
+
+impl Counter {
+    /// Entries of the map `counters`.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    /// All of them, by index.
+    pub const ALL: [Self; 10] = [
+        Self::UplinkUnconfigured,
+        Self::OutByUplink,
+        Self::OutUnroutable,
+        Self::FlowLearned,
+        Self::FlowMoved,
+        Self::FlowRefused,
+        Self::Collisions,
+        Self::ReturnFailed,
+        Self::Fragments,
+        Self::Malformed,
+    ];
+
+    /// The name under which it is shown.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UplinkUnconfigured => "uplink_unconfigured",
+            Self::OutByUplink => "out_by_uplink",
+            Self::OutUnroutable => "out_unroutable",
+            Self::FlowLearned => "flow_learned",
+            Self::FlowMoved => "flow_moved",
+            Self::FlowRefused => "flow_refused",
+            Self::Collisions => "collisions",
+            Self::ReturnFailed => "return_failed",
+            Self::Fragments => "fragments",
+            Self::Malformed => "malformed",
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What the eBPF programs and the agent agree on: the names, sizes, keys and values of the maps.
+//!
+//! Invariants:
+//! * Every type is `#[repr(C)]` without implicit padding (asserted below), because the kernel
+//!   compares hash keys byte by byte and the agent reads values as bytes.
+//! * Addresses are 16 bytes, IPv4 as v4-mapped IPv6 (`::ffff:a.b.c.d`), so that IPv6 needs no new
+//!   layout.
+//! * Addresses, ports and MAC addresses are as on the wire (big-endian); everything else is in host
+//!   order.
+//! * When the *meaning* of a map changes without its sizes, rename the map: pinned maps are reused
+//!   when sizes agree.
+//!
+//! Deliberately absent: logic. The programs are in `agent-ebpf/src`, the writer of the maps in
+//! `agent/src/ebpf`.
+#![no_std]
+
+mod address;
+mod config;
+mod counter;
+mod flow;
+mod published;
+
+pub use address::{Address, Mac};
+pub use config::Config;
+pub use counter::{Counter, ServiceStats};
+pub use flow::{FlowKey, FlowValue, flow_state};
+pub use published::{Protocol, PublishedKey, PublishedValue};
+
+/// Map names, as in the object and under the pin directory. At most 15 bytes, so that the kernel
+/// (`BPF_OBJ_NAME_LEN`) shows them whole.
+pub mod map {
+    /// `HASH` of [`PublishedKey`](crate::PublishedKey) to [`PublishedValue`](crate::PublishedValue).
+    pub const PUBLISHED: &str = "published";
+    /// `ARRAY` with one [`Config`](crate::Config).
+    pub const CONFIG: &str = "config";
+    /// `HASH` of [`Address`](crate::Address) to `u32` (always 1): this node's own addresses.
+    pub const NODE_ADDRS: &str = "node_addrs";
+    /// `HASH` of [`Mac`](crate::Mac) to `u32` node index: the ingress nodes on the overlay.
+    pub const INGRESS_MACS: &str = "ingress_macs";
+    /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to [`FlowValue`](crate::FlowValue).
+    pub const FLOW: &str = "flow";
+    /// `PERCPU_HASH` of `u32` service index to [`ServiceStats`](crate::ServiceStats).
+    pub const SERVICE_STATS: &str = "service_stats";
+    /// `PERCPU_ARRAY` of `u64`, indexed by [`Counter`](crate::Counter).
+    pub const COUNTERS: &str = "counters";
+}
+
+/// Entries of the maps. They bound kernel memory; all hash maps are preallocated.
+pub mod capacity {
+    /// {address, port, protocol} triples: 256 node addresses times 64 ports, or one address with
+    /// 16 Ki ports.
+    pub const PUBLISHED: u32 = 16_384;
+    /// Addresses of one host.
+    pub const NODE_ADDRS: u32 = 1_024;
+    /// Nodes of one swarm that take in published traffic.
+    pub const INGRESS_MACS: u32 = 4_096;
+    /// Flows towards the tasks of one host, about 16 MB. The table is an approximate LRU: keep it
+    /// at four times the flows expected, a lost entry sends a reply the wrong way until the
+    /// client's next packet.
+    pub const FLOW: u32 = 131_072;
+    /// Services with a published port.
+    pub const SERVICE_STATS: u32 = 4_096;
+}
+
+/// Nanoseconds for which a flow that has seen no packet still defends its 5-tuple against a SYN
+/// that comes through another ingress node.
+pub const FLOW_DEFENDED_NS: u64 = 1_000_000_000;
+
+/// Granularity in nanoseconds of [`FlowValue::last_seen_ns`]: coarser than a packet, so that an
+/// established flow does not write to a shared cache line for every packet.
+pub const FLOW_SEEN_GRAIN_NS: u64 = 100_000_000;

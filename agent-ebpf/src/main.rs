@@ -1,0 +1,33 @@
+//! The routing mesh's tc programs, one per file.
+//!
+//! They are attached with clsact in direct-action mode. A packet that is none of their business
+//! leaves with `TC_ACT_UNSPEC`: the next filter on the interface, then the stack, gets it
+//! untouched. IPv4 TCP and UDP on Ethernet; kernels from 6.1.
+//!
+//! Deliberately absent: balancing (IPVS does it), address or port rewriting, conntrack, IPv6,
+//! ICMP errors, and state for fragments.
+#![no_std]
+#![no_main]
+
+mod count;
+mod flow_learn;
+mod flow_return;
+mod mesh_out;
+mod mesh_uplink;
+mod packet;
+
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
+
+/// Not ours: on to the next filter.
+const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// The helpers used are open to every licence; the kernel still wants to be told.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

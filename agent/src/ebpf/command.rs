@@ -1,0 +1,89 @@
+//! `swarm-agent ebpf`: loading the programs by hand, for developers and for checking a kernel.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use nix::net::if_::if_nametoindex;
+
+use super::{Mesh, Program};
+
+/// Arguments of `swarm-agent ebpf`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EbpfArgs {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Where to pin the maps: not where a running agent has its own
+    #[arg(long, global = true, default_value = "/sys/fs/bpf/swarm-check")]
+    pin_dir: PathBuf,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Load every program and attach mesh_uplink to an interface
+    Load {
+        /// Interface in the current network namespace
+        #[arg(long)]
+        iface: String,
+    },
+    /// Detach mesh_uplink from an interface and free the maps
+    Unload {
+        /// Interface in the current network namespace
+        #[arg(long)]
+        iface: String,
+    },
+    /// Load every program, print what the kernel says of it, and free it again
+    Verify,
+}
+
+/// Runs `swarm-agent ebpf ...`. A program that the kernel refuses is an error with the verifier's
+/// log in it.
+pub(crate) fn run(args: &EbpfArgs) -> Result<()> {
+    match &args.verb {
+        Verb::Load { iface } => load(&args.pin_dir, iface),
+        Verb::Unload { iface } => unload(&args.pin_dir, iface),
+        Verb::Verify => verify(&args.pin_dir),
+    }
+}
+
+fn load(pin_dir: &Path, iface: &str) -> Result<()> {
+    let ifindex = ifindex(iface)?;
+    let mesh = Mesh::load(pin_dir)?;
+    describe(&mesh)?;
+    let attached = mesh.attach(Program::MeshUplink, ifindex)?;
+    println!("{} on {iface}: {attached:?}", Program::MeshUplink);
+    Ok(())
+}
+
+fn unload(pin_dir: &Path, iface: &str) -> Result<()> {
+    let was = if Mesh::detach(Program::MeshUplink, ifindex(iface)?)? {
+        ""
+    } else {
+        "was not "
+    };
+    println!("{} {was}on {iface}", Program::MeshUplink);
+    Mesh::remove_pins(pin_dir)?;
+    Ok(())
+}
+
+fn verify(pin_dir: &Path) -> Result<()> {
+    describe(&Mesh::load(pin_dir)?)?;
+    Mesh::remove_pins(pin_dir)?;
+    Ok(())
+}
+
+fn describe(mesh: &Mesh) -> Result<()> {
+    for program in Program::ALL {
+        let info = mesh.classifier(program)?.info()?;
+        println!(
+            "{program}: id {}, {} bytes, {} instructions verified",
+            info.id(),
+            info.size_translated().unwrap_or_default(),
+            info.verified_instruction_count().unwrap_or_default(),
+        );
+    }
+    Ok(())
+}
+
+fn ifindex(iface: &str) -> Result<u32> {
+    if_nametoindex(iface).with_context(|| format!("no interface {iface} in this network namespace"))
+}

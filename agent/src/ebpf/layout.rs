@@ -1,0 +1,86 @@
+//! What the pinned maps must look like, and what to do with one that another version of the agent
+//! has left behind in another shape.
+
+use std::fs;
+use std::path::Path;
+
+use aya::maps::{MapInfo, MapType};
+use swarm_ebpf_common::{
+    Address, Config, Counter, FlowKey, FlowValue, Mac, PublishedKey, PublishedValue, ServiceStats,
+    capacity, map,
+};
+
+use super::MeshError;
+
+/// The shape of a map. `agent-ebpf` declares the same; a test compares the two.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) name: &'static str,
+    map_type: MapType,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+/// All maps of the object.
+pub(super) const LAYOUTS: [Layout; 7] = [
+    Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
+    Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
+    Layout::of::<Address, u32>(map::NODE_ADDRS, MapType::Hash, capacity::NODE_ADDRS),
+    Layout::of::<Mac, u32>(map::INGRESS_MACS, MapType::Hash, capacity::INGRESS_MACS),
+    Layout::of::<FlowKey, FlowValue>(map::FLOW, MapType::LruHash, capacity::FLOW),
+    Layout::of::<u32, ServiceStats>(
+        map::SERVICE_STATS,
+        MapType::PerCpuHash,
+        capacity::SERVICE_STATS,
+    ),
+    Layout::of::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Counter::COUNT),
+];
+
+impl Layout {
+    const fn of<K, V>(name: &'static str, map_type: MapType, max_entries: u32) -> Self {
+        Self {
+            name,
+            map_type,
+            key_size: size_of::<K>() as u32,
+            value_size: size_of::<V>() as u32,
+            max_entries,
+        }
+    }
+
+    /// Whether a map in the kernel has this shape.
+    pub(super) fn fits(&self, info: &MapInfo) -> bool {
+        info.map_type()
+            .is_ok_and(|map_type| map_type == self.map_type)
+            && info.key_size() == self.key_size
+            && info.value_size() == self.value_size
+            && info.max_entries() == self.max_entries
+    }
+}
+
+/// Unpins every map under `directory` whose shape is not today's, so that loading makes it anew.
+/// Programs still attached keep the old map until they are replaced. Gives the names.
+pub(super) fn discard_misfits(directory: &Path) -> Result<Vec<&'static str>, MeshError> {
+    let mut discarded = Vec::new();
+    for layout in LAYOUTS {
+        let path = directory.join(layout.name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path).map_err(|source| MeshError::InspectPin {
+            path: path.clone(),
+            source,
+        })?;
+        if layout.fits(&info) {
+            continue;
+        }
+        tracing::warn!(
+            map = layout.name,
+            ?info,
+            "a pinned map is from another version of the agent: starting with an empty one"
+        );
+        fs::remove_file(&path).map_err(|source| MeshError::RemovePin { path, source })?;
+        discarded.push(layout.name);
+    }
+    Ok(discarded)
+}

@@ -1,0 +1,31 @@
+//! The routing mesh's eBPF: the embedded object, its maps and where its programs are attached.
+//!
+//! Invariants:
+//! * The only place that sees aya. Everything is synchronous; a call takes microseconds, loading
+//!   some tens of milliseconds.
+//! * Nothing is detached or unpinned when a [`Mesh`] is dropped or the process ends: filters and
+//!   maps outlive the agent, and the next agent takes them over.
+//! * tc is spoken to in the *calling thread's* network namespace: enter the right one first.
+//! * Changing a map or replacing a filter is atomic for each packet.
+//!
+//! Deliberately absent: deciding what is published or where to attach (`mesh` does), tcx links
+//! (one mechanism for every kernel from 6.1, visible to `tc filter show`), cleaning up behind an
+//! agent that has left the swarm beyond [`Mesh::remove_pins`].
+
+mod bpffs;
+pub(crate) mod command;
+mod layout;
+mod mesh;
+mod program;
+mod reconcile;
+mod tc;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use mesh::{Mesh, MeshError};
+pub(crate) use program::{Direction, Program};
+pub(crate) use reconcile::Changed;
+pub(crate) use swarm_ebpf_common::{
+    Config, Counter, FlowKey, FlowValue, Protocol, PublishedKey, PublishedValue, ServiceStats,
+};
+pub(crate) use tc::{Attached, TcError};

@@ -1,0 +1,11 @@
+//! Tests against the running kernel. Each has its own network namespace, mount namespace and BPF
+//! file system, so they run side by side and leave nothing behind.
+//!
+//! Without root they print SKIP; with `SWARM_TEST_REQUIRE_KERNEL=1` a skip is a failure.
+
+mod attachment;
+mod frame;
+mod maps;
+mod path;
+mod sandbox;
+mod verdicts;

@@ -1,0 +1,14 @@
+//! Who this node is: its key, its certificate, and which swarm it is in.
+//!
+//! Invariants:
+//! * The private key is made here and never leaves this host.
+//! * A root certificate is trusted only after its digest was found in the join token.
+//! * `node.json` is written last: a node with that file has everything else it needs.
+
+mod join;
+mod state;
+mod tls;
+
+pub(crate) use join::{JoinError, join};
+pub(crate) use state::{Membership, StateError, StateStore};
+pub(crate) use tls::{Connector, Credentials, KeyRequest, TlsError};

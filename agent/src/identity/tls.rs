@@ -1,0 +1,217 @@
+//! Keys, certificates and the TLS connections made with them: TLS 1.3 only, one provider (ring).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// The DNS name that every manager's certificate carries, whatever its address.
+const MANAGER_NAME: &str = "swarm-manager";
+
+/// A manager that does not answer within this is tried no longer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// HTTP/2 pings find a connection whose other end is gone without a word.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What can go wrong with keys and connections.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    #[error("cannot make a key pair and a certificate request")]
+    Request(#[source] rcgen::Error),
+    #[error("cannot read {0}")]
+    Pem(&'static str, #[source] rustls::pki_types::pem::Error),
+    #[error("cannot use the {0}")]
+    Rustls(&'static str, #[source] rustls::Error),
+    #[error("{0:?} is not a manager's address: write HOST:PORT")]
+    Address(String),
+    #[error("cannot reach manager {address}")]
+    Connect {
+        address: String,
+        #[source]
+        source: tonic::transport::Error,
+    },
+}
+
+/// A node's key and certificates, PEM.
+#[derive(Clone)]
+pub(crate) struct Credentials {
+    pub(crate) key_pem: String,
+    pub(crate) certificate_pem: String,
+    pub(crate) root_pem: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    /// Leaves the key out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+/// A new key pair (ECDSA P-256) and the request to certify it. The names in the request are empty:
+/// the CA writes its own.
+pub(crate) struct KeyRequest {
+    pub(crate) key_pem: String,
+    pub(crate) csr_der: Vec<u8>,
+}
+
+impl KeyRequest {
+    /// Makes both.
+    pub(crate) fn new() -> Result<Self, TlsError> {
+        let key = rcgen::KeyPair::generate().map_err(TlsError::Request)?;
+        let mut params =
+            rcgen::CertificateParams::new(Vec::<String>::new()).map_err(TlsError::Request)?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let csr = params.serialize_request(&key).map_err(TlsError::Request)?;
+        Ok(Self { key_pem: key.serialize_pem(), csr_der: csr.der().to_vec() })
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|source| TlsError::Pem(what, source))
+}
+
+/// Makes connections to managers.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    config: Arc<ClientConfig>,
+}
+
+impl Connector {
+    /// With this node's certificate, to managers whose certificate the swarm's root signed.
+    pub(crate) fn with_certificate(credentials: &Credentials) -> Result<Self, TlsError> {
+        let key = PrivateKeyDer::from_pem_slice(credentials.key_pem.as_bytes())
+            .map_err(|source| TlsError::Pem("this node's key", source))?;
+        let chain = certificates("this node's certificate", &credentials.certificate_pem)?;
+        let config = rooted(&credentials.root_pem)?
+            .with_client_auth_cert(chain, key)
+            .map_err(|source| TlsError::Rustls("certificate and key of this node", source))?;
+        Ok(Self::new(config))
+    }
+
+    /// Without a certificate, to managers of the swarm with this root: for the request to join.
+    pub(crate) fn without_certificate(root_pem: &str) -> Result<Self, TlsError> {
+        Ok(Self::new(rooted(root_pem)?.with_no_client_auth()))
+    }
+
+    /// To anyone at all: for the one question whose answer is checked against the join token.
+    pub(crate) fn unverified() -> Result<Self, TlsError> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|source| TlsError::Rustls("TLS 1.3 provider", source))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyServer { provider: provider() }))
+            .with_no_client_auth();
+        Ok(Self::new(config))
+    }
+
+    fn new(mut config: ClientConfig) -> Self {
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would outlive the certificate it was made with.
+        config.resumption = rustls::client::Resumption::disabled();
+        Self { config: Arc::new(config) }
+    }
+
+    /// Opens a channel to the manager at `address` (host:port).
+    pub(crate) async fn connect(&self, address: &str) -> Result<Channel, TlsError> {
+        // The scheme is plain because TLS is put in by the connector below.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|_| TlsError::Address(address.to_owned()))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let tls = TlsConnector::from(self.config.clone());
+        let target = address.to_owned();
+        let connector = tower::service_fn(move |_: Uri| {
+            let (tls, target) = (tls.clone(), target.clone());
+            async move {
+                let name = ServerName::try_from(MANAGER_NAME).map_err(std::io::Error::other)?;
+                let handshake = async {
+                    let stream = TcpStream::connect(&target).await?;
+                    stream.set_nodelay(true)?;
+                    tls.connect(name, stream).await
+                };
+                let stream = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await??;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        });
+        endpoint
+            .connect_with_connector(connector)
+            .await
+            .map_err(|source| TlsError::Connect { address: address.to_owned(), source })
+    }
+}
+
+fn rooted(
+    root_pem: &str,
+) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("the swarm's root certificate", root_pem)? {
+        roots
+            .add(certificate)
+            .map_err(|source| TlsError::Rustls("swarm's root certificate", source))?;
+    }
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|source| TlsError::Rustls("TLS 1.3 provider", source))?
+        .with_root_certificates(roots))
+}
+
+/// Accepts any certificate, since none can be known before the root is; the holder must still prove
+/// that it has the key.
+#[derive(Debug)]
+struct AnyServer {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,106 @@
+//! What the worker asks of this node's networks. Plain data: compared, cloned, never shared mutably.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use swarm_model::{NodeId, ServiceId, TaskId};
+
+/// Everything the kernel of this node is to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Desired {
+    /// This node.
+    pub(crate) local: LocalNode,
+    /// The network of the routing mesh.
+    pub(crate) network: IngressNetwork,
+    /// The other nodes with an address on the network. This node among them is ignored.
+    pub(crate) peers: BTreeMap<NodeId, Peer>,
+    /// Every task on the network, wherever it runs. One on a node that is neither local nor among
+    /// the peers cannot be reached and is left out.
+    pub(crate) tasks: BTreeMap<TaskId, Task>,
+    /// Tasks of this node that need a network namespace, with their address: **every** task that
+    /// may still have a container, for namespaces of other tasks are deleted. Tasks announced by
+    /// [`prepare_task`](super::Reconciler::prepare_task) are added by the reconciler itself.
+    pub(crate) local_tasks: BTreeMap<TaskId, IpAddr>,
+    /// Services with a published port.
+    pub(crate) services: BTreeMap<ServiceId, Service>,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalNode {
+    /// Its id.
+    pub(crate) id: NodeId,
+    /// Its data-path address: an address of the host, the other nodes' VXLAN packets go there.
+    pub(crate) vtep: IpAddr,
+    /// Its address on the ingress network: gateway of the tasks here.
+    pub(crate) ingress: IpAddr,
+}
+
+/// The network of the routing mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IngressNetwork {
+    /// VXLAN network identifier, 1 to 2^24-1.
+    pub(crate) vni: u32,
+    /// The network's addresses.
+    pub(crate) subnet: IpNet,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Its address on the ingress network.
+    pub(crate) ingress: IpAddr,
+    /// Its data-path address.
+    pub(crate) vtep: IpAddr,
+}
+
+/// A task on the ingress network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Task {
+    /// Its address.
+    pub(crate) address: IpAddr,
+    /// Where it runs.
+    pub(crate) node: NodeId,
+}
+
+/// A service with published ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Service {
+    /// The service's slot in the eBPF counters: unique on this node, the same for as long as the
+    /// service exists.
+    pub(crate) index: u32,
+    /// Its published ports. Where two services publish the same one, the lower service id has it.
+    pub(crate) ports: Vec<Port>,
+    /// Its tasks that take connections, and those that are draining.
+    pub(crate) backends: Vec<Backend>,
+}
+
+/// One published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Port {
+    /// Transport protocol.
+    pub(crate) protocol: Protocol,
+    /// Port on every node.
+    pub(crate) published: u16,
+    /// Port in the task.
+    pub(crate) target: u16,
+}
+
+/// Transport protocol of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A task behind a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Backend {
+    /// The task's address on the ingress network.
+    pub(crate) address: IpAddr,
+    /// Its weight; 0 while draining: no new connections, the old ones run on.
+    pub(crate) weight: u32,
+}

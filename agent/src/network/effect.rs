@@ -1,0 +1,299 @@
+//! What an operation does to the kernel.
+//!
+//! The one place that knows the consequences (a deleted link takes its addresses with it). The
+//! planner works on a copy of what was seen and applies every operation as it goes, so that later
+//! stages see the result of earlier ones.
+
+use std::collections::BTreeMap;
+
+use swarm_ipvs::Op as IpvsOp;
+
+use super::model::{
+    Attached, Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Namespace, Observed, Place,
+    PortFlags, Route,
+};
+use super::names::LOOPBACK;
+use super::op::Op;
+
+impl Observed {
+    /// What the kernel holds after `op`. An operation on something that is not there does nothing.
+    pub(super) fn apply(&mut self, op: &Op) {
+        match op {
+            Op::CreateNetns(place) => {
+                let mut namespace = Namespace::default();
+                namespace
+                    .links
+                    .insert(LOOPBACK.to_owned(), Link::new(LinkKind::Other, None, None));
+                self.namespaces.entry(place.clone()).or_insert(namespace);
+            }
+            Op::DeleteNetns(place) => self.delete_netns(place),
+            Op::CreateBridge { device, mac, mtu } => {
+                self.insert(device, Link::new(LinkKind::Bridge, *mac, *mtu));
+            }
+            Op::CreateVxlan { device, mtu, vxlan } => {
+                self.insert(
+                    device,
+                    Link::new(LinkKind::Vxlan(vxlan.clone()), None, *mtu),
+                );
+            }
+            Op::CreateVeth {
+                ends: [one, other],
+                mtu,
+            } => {
+                for (end, peer) in [(one, other), (other, one)] {
+                    let kind = LinkKind::Veth(Some(peer.device.clone()));
+                    self.insert(&end.device, Link::new(kind, end.mac, *mtu));
+                }
+            }
+            Op::DeleteLink(device) => self.delete_link(device),
+            Op::SetMac { device, mac } => {
+                self.change(device, |link| link.mac = Some(*mac));
+                // The kernel forgets a link's neighbours with its MAC address (neigh_changeaddr).
+                if let Some(namespace) = self.namespaces.get_mut(&device.0) {
+                    namespace
+                        .neighbours
+                        .retain(|(name, _), _| *name != device.1);
+                }
+            }
+            Op::SetMtu { device, mtu } => self.change(device, |link| link.mtu = Some(*mtu)),
+            Op::SetUp(device) => {
+                self.change(device, |link| link.up = true);
+                self.add_connected_routes(device);
+            }
+            Op::SetMaster { device, master } => self.change(device, |link| {
+                link.master = Some(master.clone());
+                link.port = Some(PortFlags::INITIAL);
+            }),
+            Op::SetPortFlags { device, flags } => {
+                self.change(device, |link| link.port = Some(*flags));
+            }
+            Op::Ipvs(op) => {
+                if let Ok(table) = &mut self.ipvs {
+                    apply_ipvs(table, op);
+                }
+            }
+            Op::SetMeshConfig(_)
+            | Op::SetNodeAddresses(_)
+            | Op::SetIngressMacs(_)
+            | Op::SetPublished(_)
+            | Op::RemovePins => {
+                if let Ok(maps) = &mut self.mesh {
+                    maps.apply(op);
+                }
+            }
+            Op::AddAddress { device, .. }
+            | Op::DeleteAddress { device, .. }
+            | Op::SetNeighbour { device, .. }
+            | Op::DeleteNeighbour { device, .. }
+            | Op::SetTunnel { device, .. }
+            | Op::DeleteTunnel { device, .. }
+            | Op::SetForward { device, .. }
+            | Op::DeleteForward { device, .. }
+            | Op::Attach { device, .. }
+            | Op::Detach { device, .. } => {
+                let (place, name) = device;
+                if let Some(namespace) = self.namespaces.get_mut(place) {
+                    namespace.apply(name, op);
+                }
+                if matches!(op, Op::AddAddress { .. }) {
+                    self.add_connected_routes(device);
+                }
+            }
+            Op::SetSysctl { place, .. } | Op::SetRoute { place, .. } => {
+                if let Some(namespace) = self.namespaces.get_mut(place) {
+                    namespace.apply("", op);
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, (place, name): &Device, link: Link) {
+        if let Some(namespace) = self.namespaces.get_mut(place) {
+            namespace.links.insert(name.clone(), link);
+        }
+    }
+
+    fn change(&mut self, (place, name): &Device, change: impl FnOnce(&mut Link)) {
+        let namespace = self.namespaces.get_mut(place);
+        if let Some(link) = namespace.and_then(|namespace| namespace.links.get_mut(name)) {
+            change(link);
+        }
+    }
+
+    /// The kernel routes the subnet of an address to its link while that is up.
+    fn add_connected_routes(&mut self, (place, name): &Device) {
+        let Some(namespace) = self.namespaces.get_mut(place) else {
+            return;
+        };
+        if !namespace.links.get(name).is_some_and(|link| link.up) {
+            return;
+        }
+        for (device, address) in &namespace.addresses {
+            if device == name && address.prefix_len() < address.max_prefix_len() {
+                let route = Route {
+                    via: None,
+                    device: name.clone(),
+                };
+                namespace.routes.entry(address.trunc()).or_insert(route);
+            }
+        }
+    }
+
+    fn delete_netns(&mut self, place: &Place) {
+        let Some(namespace) = self.namespaces.get(place) else {
+            return;
+        };
+        for name in namespace.links.keys().cloned().collect::<Vec<_>>() {
+            self.delete_link(&(place.clone(), name));
+        }
+        self.namespaces.remove(place);
+        if let (Place::Ingress, Ok(table)) = (place, &mut self.ipvs) {
+            table.clear();
+        }
+    }
+
+    fn delete_link(&mut self, device: &Device) {
+        let (place, name) = device;
+        let Some(namespace) = self.namespaces.get_mut(place) else {
+            return;
+        };
+        let Some(link) = namespace.links.remove(name) else {
+            return;
+        };
+        namespace.addresses.retain(|(of, _)| of != name);
+        namespace.routes.retain(|_, route| route.device != *name);
+        namespace.neighbours.retain(|(of, _), _| of != name);
+        namespace.forwards.retain(|_, port| port != name);
+        namespace.programs.retain(|(of, _), _| of != name);
+        namespace
+            .sysctls
+            .retain(|key, _| !key.split('/').any(|part| part == name));
+        match link.kind {
+            LinkKind::Vxlan(_) => namespace.tunnels.clear(),
+            LinkKind::Bridge => {
+                namespace.forwards.clear();
+                for port in namespace.links.values_mut() {
+                    if port.master.as_ref() == Some(name) {
+                        port.master = None;
+                        port.port = None;
+                    }
+                }
+            }
+            LinkKind::Veth(_) | LinkKind::Other => {}
+        }
+        if let (Place::Host, Ok(maps)) = (place, &mut self.mesh)
+            && let Some(config) = &mut maps.config
+            && config.host_veth.as_ref() == Some(name)
+        {
+            // Its successor has another index.
+            config.host_veth = None;
+        }
+        if let LinkKind::Veth(Some(peer)) = link.kind {
+            self.delete_link(&peer);
+        }
+    }
+}
+
+impl Namespace {
+    /// The part of [`Observed::apply`] that stays within a namespace, on the link `name`.
+    fn apply(&mut self, name: &str, op: &Op) {
+        let name = || name.to_owned();
+        match op {
+            Op::SetSysctl { key, value, .. } => {
+                self.sysctls.insert(key.clone(), Some(value.clone()));
+            }
+            Op::SetRoute {
+                destination, route, ..
+            } => {
+                self.routes.insert(*destination, route.clone());
+            }
+            Op::AddAddress { address, .. } => {
+                self.addresses.insert((name(), *address));
+            }
+            Op::DeleteAddress { address, .. } => {
+                self.addresses.remove(&(name(), *address));
+                let subnet = address.trunc();
+                let shared = self
+                    .addresses
+                    .iter()
+                    .any(|(_, other)| other.trunc() == subnet);
+                if !shared
+                    && self
+                        .routes
+                        .get(&subnet)
+                        .is_some_and(|route| route.via.is_none())
+                {
+                    self.routes.remove(&subnet);
+                }
+            }
+            Op::SetNeighbour { address, mac, .. } => {
+                self.neighbours.insert((name(), *address), *mac);
+            }
+            Op::DeleteNeighbour { address, .. } => {
+                self.neighbours.remove(&(name(), *address));
+            }
+            Op::SetTunnel { mac, vtep, .. } => {
+                self.tunnels.insert(*mac, *vtep);
+            }
+            Op::DeleteTunnel { mac, .. } => {
+                self.tunnels.remove(mac);
+            }
+            Op::SetForward { mac, .. } => {
+                self.forwards.insert(*mac, name());
+            }
+            Op::DeleteForward { mac, .. } => {
+                self.forwards.remove(mac);
+            }
+            Op::Attach { program, .. } => {
+                self.programs.insert((name(), *program), Attached::Current);
+            }
+            Op::Detach { program, .. } => {
+                self.programs.remove(&(name(), *program));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl MeshMaps {
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::SetMeshConfig(config) => self.config = Some(config.clone()),
+            Op::SetNodeAddresses(addresses) => self.node_addresses = Some(addresses.clone()),
+            Op::SetIngressMacs(macs) => self.ingress_macs = Some(macs.clone()),
+            Op::SetPublished(published) => self.published = Some(published.clone()),
+            Op::RemovePins => *self = Self::default(),
+            _ => {}
+        }
+    }
+}
+
+fn apply_ipvs(table: &mut IpvsTable, op: &IpvsOp) {
+    match op {
+        IpvsOp::AddService(service) | IpvsOp::UpdateService(service) => {
+            table
+                .entry(service.key)
+                .and_modify(|balanced| balanced.config = service.config)
+                .or_insert_with(|| Balanced {
+                    config: service.config,
+                    destinations: BTreeMap::new(),
+                });
+        }
+        IpvsOp::DeleteService(key) => {
+            table.remove(key);
+        }
+        IpvsOp::AddDestination(key, destination) | IpvsOp::UpdateDestination(key, destination) => {
+            if let Some(balanced) = table.get_mut(key) {
+                balanced
+                    .destinations
+                    .insert(destination.key, destination.config);
+            }
+        }
+        IpvsOp::DeleteDestination(key, destination) => {
+            if let Some(balanced) = table.get_mut(key) {
+                balanced.destinations.remove(destination);
+            }
+        }
+        IpvsOp::Flush => table.clear(),
+    }
+}

@@ -1,0 +1,283 @@
+//! Carrying operations out.
+
+use swarm_ipvs::Op as IpvsOp;
+
+use crate::ebpf::Config;
+
+use super::connection::VethPeer;
+use super::kernel::{Failure, Kernel, KernelError, Scope};
+use super::mesh;
+use super::model::{Device, MeshConfig, Place, Vxlan};
+use super::netlink::NetlinkError;
+use super::netns::write_sysctl;
+use super::op::{Op, VethEnd};
+
+/// Carries out `ops` in order. One that fails does not stop those after it, except that nothing is
+/// published while what it needs is missing. Returns what failed.
+pub(super) fn execute(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
+    let mut failures: Vec<Failure> = Vec::new();
+    let mut rest = ops;
+    while let Some(op) = rest.first() {
+        // The IPVS table takes many changes at once.
+        let batch: Vec<IpvsOp> = rest.iter().map_while(ipvs_op).collect();
+        rest = &rest[batch.len().max(1)..];
+        if !batch.is_empty() {
+            failures.extend(balance(kernel, &batch));
+            continue;
+        }
+        // A task of this node that cannot be connected must not keep the other services of the
+        // swarm from being published here.
+        let sound = failures
+            .iter()
+            .all(|failure| matches!(failure.scope, Scope::Task(_)));
+        let outcome = match op {
+            Op::SetPublished(_) if !sound => Err(KernelError::PutOff),
+            op => carry_out(kernel, op),
+        };
+        match outcome {
+            Ok(()) => tracing::debug!(%op, "done"),
+            Err(source) => {
+                failures.push(Failure {
+                    action: op.to_string(),
+                    scope: scope(kernel, op),
+                    source,
+                });
+            }
+        }
+    }
+    failures
+}
+
+fn ipvs_op(op: &Op) -> Option<IpvsOp> {
+    match op {
+        Op::Ipvs(op) => Some(*op),
+        _ => None,
+    }
+}
+
+/// Who suffers when `op` fails.
+fn scope(kernel: &Kernel, op: &Op) -> Scope {
+    // The namespace that could not be made is not open.
+    let places = kernel.open.keys().chain(op.place());
+    let task = places
+        .filter_map(Place::task)
+        .find(|task| op.concerns(task));
+    task.map_or(Scope::Node, |task| Scope::Task(task.clone()))
+}
+
+/// Changes the IPVS table by many operations at once.
+fn balance(kernel: &mut Kernel, ops: &[IpvsOp]) -> Vec<Failure> {
+    let failure = |op: &IpvsOp, source| Failure {
+        action: Op::Ipvs(*op).to_string(),
+        scope: Scope::Node,
+        source,
+    };
+    match kernel.ipvs() {
+        Ok(Some(ipvs)) => {
+            let outcomes = ops.iter().zip(ipvs.apply(ops));
+            outcomes
+                .filter_map(|(op, outcome)| Some(failure(op, outcome.err()?.into())))
+                .collect()
+        }
+        Ok(None) => {
+            let source = KernelError::NoNetns(Place::Ingress.to_string());
+            ops.first()
+                .map(|op| failure(op, source))
+                .into_iter()
+                .collect()
+        }
+        Err(source) => ops
+            .first()
+            .map(|op| failure(op, source))
+            .into_iter()
+            .collect(),
+    }
+}
+
+fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
+    match op {
+        Op::CreateNetns(place) => kernel.create_netns(place)?,
+        Op::DeleteNetns(place) => kernel.delete_netns(place)?,
+        Op::SetSysctl { place, key, value } => {
+            let outcome = kernel.at(place)?.netns.run(|| write_sysctl(key, value))?;
+            // False where the kernel has no such setting, which shows at the next look.
+            outcome.map_err(|source| KernelError::Sysctl {
+                key: key.clone(),
+                source,
+            })?;
+        }
+        Op::CreateBridge {
+            device: (place, name),
+            mac,
+            mtu,
+        } => {
+            kernel.at(place)?.create_bridge(name, *mac, *mtu)?;
+        }
+        Op::CreateVxlan { device, mtu, vxlan } => create_vxlan(kernel, device, *mtu, vxlan)?,
+        Op::CreateVeth {
+            ends: [one, other],
+            mtu,
+        } => create_veth(kernel, one, other, *mtu)?,
+        Op::DeleteLink((place, name)) => {
+            kernel.at(place)?.delete_link(name)?;
+            // Of a pair, the other end's name may come back with another index.
+            kernel
+                .open
+                .values_mut()
+                .for_each(|connection| connection.indexes.clear());
+        }
+        Op::SetMac {
+            device: (place, name),
+            mac,
+        } => kernel.at(place)?.set_mac(name, *mac)?,
+        Op::SetMtu {
+            device: (place, name),
+            mtu,
+        } => kernel.at(place)?.set_mtu(name, *mtu)?,
+        Op::SetUp((place, name)) => kernel.at(place)?.set_up(name)?,
+        Op::SetMaster {
+            device: (place, name),
+            master,
+        } => {
+            kernel.at(place)?.set_master(name, master)?;
+        }
+        Op::SetPortFlags {
+            device: (place, name),
+            flags,
+        } => {
+            kernel.at(place)?.set_port_flags(name, *flags)?;
+        }
+        Op::AddAddress {
+            device: (place, name),
+            address,
+        } => {
+            kernel.at(place)?.add_address(name, *address)?;
+        }
+        Op::DeleteAddress {
+            device: (place, name),
+            address,
+        } => {
+            kernel.at(place)?.delete_address(name, *address)?;
+        }
+        Op::SetRoute {
+            place,
+            destination,
+            route,
+        } => {
+            kernel.at(place)?.set_route(*destination, route)?;
+        }
+        Op::SetNeighbour {
+            device: (place, name),
+            address,
+            mac,
+        } => {
+            kernel.at(place)?.set_neighbour(name, *address, *mac)?;
+        }
+        Op::DeleteNeighbour {
+            device: (place, name),
+            address,
+        } => {
+            kernel.at(place)?.delete_neighbour(name, *address)?;
+        }
+        Op::SetTunnel {
+            device: (place, name),
+            mac,
+            vtep,
+        } => {
+            kernel.at(place)?.set_tunnel(name, *mac, *vtep)?;
+        }
+        Op::DeleteTunnel {
+            device: (place, name),
+            mac,
+        } => {
+            kernel.at(place)?.delete_tunnel(name, *mac)?;
+        }
+        Op::SetForward {
+            device: (place, name),
+            mac,
+        } => {
+            kernel.at(place)?.set_forward(name, *mac)?;
+        }
+        Op::DeleteForward {
+            device: (place, name),
+            mac,
+        } => {
+            kernel.at(place)?.delete_forward(name, *mac)?;
+        }
+        Op::Attach {
+            device: (place, name),
+            program,
+        } => {
+            let connection = kernel.at(place)?;
+            let index = connection.index(name)?;
+            let netns = connection.netns.clone();
+            let mesh = &*kernel.mesh()?;
+            netns.run(|| mesh.attach(*program, index))??;
+        }
+        Op::Detach {
+            device: (place, name),
+            program,
+        } => {
+            let connection = kernel.at(place)?;
+            let index = connection.index(name)?;
+            connection.netns.run(|| mesh::detach(*program, index))??;
+        }
+        Op::SetMeshConfig(config) => {
+            let config = indexes(kernel, config)?;
+            kernel.mesh()?.set_config(config)?;
+        }
+        Op::SetNodeAddresses(addresses) => kernel.mesh()?.set_node_addresses(addresses)?,
+        Op::SetIngressMacs(macs) => kernel.mesh()?.set_ingress_macs(macs)?,
+        Op::SetPublished(published) => kernel.mesh()?.set_published(published)?,
+        Op::RemovePins => kernel.mesh.remove_pins()?,
+        Op::Ipvs(op) => {
+            if let Some(ipvs) = kernel.ipvs()? {
+                ipvs.apply(&[*op]).into_iter().collect::<Result<(), _>>()?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn create_vxlan(
+    kernel: &mut Kernel,
+    (place, name): &Device,
+    mtu: Option<u32>,
+    vxlan: &Vxlan,
+) -> Result<(), KernelError> {
+    let inside = kernel.at(place)?.netns.clone();
+    Ok(kernel
+        .at(&Place::Host)?
+        .create_vxlan(&inside, name, mtu, vxlan)?)
+}
+
+fn create_veth(
+    kernel: &mut Kernel,
+    one: &VethEnd,
+    other: &VethEnd,
+    mtu: Option<u32>,
+) -> Result<(), KernelError> {
+    let (place, name) = &one.device;
+    let (peer_place, peer) = &other.device;
+    let netns = kernel.at(peer_place)?.netns.clone();
+    let peer = VethPeer {
+        netns: &netns,
+        name: peer,
+        mac: other.mac,
+    };
+    Ok(kernel.at(place)?.create_veth(name, one.mac, &peer, mtu)?)
+}
+
+/// The indexes of the host's links by name; 0 where there is none.
+fn indexes(kernel: &mut Kernel, config: &MeshConfig) -> Result<Config, KernelError> {
+    let host = kernel.at(&Place::Host)?;
+    let mut index = |name: &Option<String>| match name.as_deref().map(|name| host.index(name)) {
+        None | Some(Err(NetlinkError::NoAnswer)) => Ok(0),
+        Some(outcome) => outcome,
+    };
+    let e1h_ifindex = index(&config.host_veth)?;
+    Ok(Config {
+        e1h_ifindex,
+        uplink_ifindex: index(&config.uplink)?,
+    })
+}

@@ -1,0 +1,223 @@
+//! The mesh's eBPF in the words of the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use crate::ebpf::{self, Changed, Config, Mesh, MeshError, PublishedKey, PublishedValue};
+use crate::error_text::error_text;
+
+use super::desired::Protocol;
+use super::model::{Attached, Mac, MeshConfig, MeshMaps, Program, Published};
+
+/// The loaded programs and what was last written into their maps.
+///
+/// The maps are pinned and outlive the agent; what an earlier agent left in them stays in force
+/// until the first write.
+pub(super) struct LoadedMesh {
+    mesh: Mesh,
+    written: Written,
+}
+
+/// What this process has written. Compared with the kernel at every pass: the kernel cannot tell
+/// when a map changes.
+#[derive(Clone, Debug, Default)]
+struct Written {
+    config: Option<Config>,
+    node_addresses: Option<BTreeSet<IpAddr>>,
+    ingress_macs: Option<BTreeMap<Mac, u32>>,
+    published: Option<BTreeMap<Published, u32>>,
+}
+
+impl fmt::Debug for LoadedMesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedMesh")
+            .field("written", &self.written)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The eBPF of this node, loaded or not.
+#[derive(Debug)]
+pub(super) struct MeshHandle {
+    bpffs_dir: PathBuf,
+    loaded: Option<LoadedMesh>,
+}
+
+impl MeshHandle {
+    /// Nothing loaded yet.
+    pub(super) fn new(bpffs_dir: PathBuf) -> Self {
+        Self {
+            bpffs_dir,
+            loaded: None,
+        }
+    }
+
+    /// The loaded programs; loads them when they are not yet. The text of a failure names what is
+    /// missing.
+    pub(super) fn load(&mut self) -> Result<&mut LoadedMesh, String> {
+        if self.loaded.is_none() {
+            let mesh = Mesh::load(&self.bpffs_dir).map_err(|error| error_text(&error))?;
+            self.loaded = Some(LoadedMesh {
+                mesh,
+                written: Written::default(),
+            });
+        }
+        Ok(self.loaded.as_mut().expect("loaded above"))
+    }
+
+    /// The programs, when they are loaded.
+    pub(super) fn loaded(&mut self) -> Option<&mut LoadedMesh> {
+        self.loaded.as_mut()
+    }
+
+    /// Removes the pinned maps and lets go of the programs.
+    pub(super) fn remove_pins(&mut self) -> Result<(), MeshError> {
+        self.loaded = None;
+        Mesh::remove_pins(&self.bpffs_dir)
+    }
+}
+
+impl LoadedMesh {
+    /// What this process has written, after putting right what somebody else changed since.
+    /// `link_name` gives the name of a link of the host by its index.
+    pub(super) fn maps(
+        &mut self,
+        link_name: impl Fn(u32) -> Option<String>,
+    ) -> Result<MeshMaps, MeshError> {
+        let Written {
+            config,
+            node_addresses,
+            ingress_macs,
+            published,
+        } = self.written.clone();
+        let mut changed = Changed::default();
+        let mut note = |outcome: Changed| {
+            changed.written += outcome.written;
+            changed.removed += outcome.removed;
+        };
+        if let Some(config) = config {
+            note(Changed {
+                written: self.mesh.set_config(config)?.into(),
+                removed: 0,
+            });
+        }
+        if let Some(addresses) = &node_addresses {
+            note(self.mesh.set_node_addresses(addresses)?);
+        }
+        if let Some(macs) = &ingress_macs {
+            note(self.mesh.set_ingress_macs(&octets(macs))?);
+        }
+        if let Some(published) = &published {
+            note(self.mesh.set_published(&entries(published))?);
+        }
+        if changed != Changed::default() {
+            tracing::warn!(
+                ?changed,
+                "the mesh's maps were changed by somebody else; put right"
+            );
+        }
+        let config = config.map(|config| MeshConfig {
+            host_veth: link_name(config.e1h_ifindex),
+            uplink: link_name(config.uplink_ifindex),
+        });
+        Ok(MeshMaps {
+            config,
+            node_addresses,
+            ingress_macs,
+            published,
+        })
+    }
+
+    /// Tells the programs about the host's links.
+    pub(super) fn set_config(&mut self, config: Config) -> Result<(), MeshError> {
+        self.mesh.set_config(config)?;
+        self.written.config = Some(config);
+        Ok(())
+    }
+
+    /// Tells the programs this node's addresses.
+    pub(super) fn set_node_addresses(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<(), MeshError> {
+        self.mesh.set_node_addresses(addresses)?;
+        self.written.node_addresses = Some(addresses.clone());
+        Ok(())
+    }
+
+    /// Tells the programs who the ingress nodes are.
+    pub(super) fn set_ingress_macs(&mut self, macs: &BTreeMap<Mac, u32>) -> Result<(), MeshError> {
+        self.mesh.set_ingress_macs(&octets(macs))?;
+        self.written.ingress_macs = Some(macs.clone());
+        Ok(())
+    }
+
+    /// Publishes exactly these ports.
+    pub(super) fn set_published(
+        &mut self,
+        published: &BTreeMap<Published, u32>,
+    ) -> Result<(), MeshError> {
+        self.mesh.set_published(&entries(published))?;
+        self.written.published = Some(published.clone());
+        Ok(())
+    }
+
+    /// Attaches a program to a link of the calling thread's namespace.
+    pub(super) fn attach(&self, program: Program, ifindex: u32) -> Result<(), MeshError> {
+        self.mesh.attach(loaded_program(program), ifindex).map(drop)
+    }
+
+    /// What is in a program's place on a link of the calling thread's namespace.
+    pub(super) fn attached(
+        &self,
+        program: Program,
+        ifindex: u32,
+    ) -> Result<Option<Attached>, MeshError> {
+        let program = loaded_program(program);
+        let own = self.mesh.program_id(program)?;
+        Ok(
+            Mesh::attached_program_id(program, ifindex)?.map(|id| match id == own {
+                true => Attached::Current,
+                false => Attached::Outdated,
+            }),
+        )
+    }
+}
+
+fn octets(macs: &BTreeMap<Mac, u32>) -> BTreeMap<[u8; 6], u32> {
+    macs.iter().map(|(mac, node)| (mac.0, *node)).collect()
+}
+
+fn entries(published: &BTreeMap<Published, u32>) -> BTreeMap<PublishedKey, PublishedValue> {
+    let entry = |(entry, service): (&Published, &u32)| {
+        let protocol = match entry.protocol {
+            Protocol::Tcp => ebpf::Protocol::Tcp,
+            Protocol::Udp => ebpf::Protocol::Udp,
+        };
+        let key = PublishedKey::new(entry.address, entry.port, protocol);
+        (
+            key,
+            PublishedValue {
+                service: *service,
+                flags: 0,
+            },
+        )
+    };
+    published.iter().map(entry).collect()
+}
+
+/// Takes away what is in a program's place on a link of the calling thread's namespace.
+pub(super) fn detach(program: Program, ifindex: u32) -> Result<(), MeshError> {
+    Mesh::detach(loaded_program(program), ifindex).map(drop)
+}
+
+fn loaded_program(program: Program) -> ebpf::Program {
+    match program {
+        Program::MeshUplink => ebpf::Program::MeshUplink,
+        Program::MeshOut => ebpf::Program::MeshOut,
+        Program::FlowLearn => ebpf::Program::FlowLearn,
+        Program::FlowReturn => ebpf::Program::FlowReturn,
+    }
+}

@@ -1,0 +1,294 @@
+//! The kernel as data: what was seen of it, or is wanted in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use swarm_ipvs::{DestinationConfig, DestinationKey, ServiceConfig, ServiceKey};
+use swarm_model::TaskId;
+
+use super::desired::Protocol;
+use super::names::{INGRESS_NETNS, TASK_NETNS_PREFIX};
+
+/// A MAC address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Mac(pub(super) [u8; 6]);
+
+impl Mac {
+    /// The MAC address of whoever has `address` on the overlay: 02:42 (locally administered) and
+    /// the address. Nobody has to ask, and every node says the same.
+    pub(super) fn of(address: IpAddr) -> Self {
+        let last_four = match address {
+            IpAddr::V4(address) => address.octets(),
+            IpAddr::V6(address) => {
+                let [.., a, b, c, d] = address.octets();
+                [a, b, c, d]
+            }
+        };
+        let [a, b, c, d] = last_four;
+        Self([0x02, 0x42, a, b, c, d])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A network namespace of this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Place {
+    /// The one the agent was started in.
+    Host,
+    /// The ingress network's.
+    Ingress,
+    /// A task's.
+    Task(TaskId),
+}
+
+impl Place {
+    /// The task whose namespace it is.
+    pub(super) fn task(&self) -> Option<&TaskId> {
+        match self {
+            Self::Task(task) => Some(task),
+            Self::Host | Self::Ingress => None,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host => f.write_str("host"),
+            Self::Ingress => f.write_str(INGRESS_NETNS),
+            Self::Task(task) => write!(f, "{TASK_NETNS_PREFIX}{task}"),
+        }
+    }
+}
+
+/// A link somewhere.
+pub(super) type Device = (Place, String);
+
+/// What a link is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LinkKind {
+    /// A bridge.
+    Bridge,
+    /// One end of a veth pair. The other end is nothing when it is in no namespace of ours.
+    Veth(Option<Device>),
+    /// A VXLAN device.
+    Vxlan(Vxlan),
+    /// Something else.
+    Other,
+}
+
+/// What makes a VXLAN device; all of it fixed at its creation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Vxlan {
+    /// Network identifier.
+    pub(super) vni: u32,
+    /// Source address of the outer packets.
+    pub(super) local: Option<IpAddr>,
+    /// Destination port of the outer packets.
+    pub(super) port: u16,
+    /// Whether it learns where addresses are from what it receives.
+    pub(super) learning: bool,
+}
+
+/// How a bridge port treats frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PortFlags {
+    /// Learn source addresses.
+    pub(super) learning: bool,
+    /// Send frames for unknown addresses.
+    pub(super) flood: bool,
+    /// Send multicast frames.
+    pub(super) multicast_flood: bool,
+    /// Send broadcast frames.
+    pub(super) broadcast_flood: bool,
+    /// Answer ARP requests for what lies behind the port from the bridge's neighbours instead of
+    /// sending them.
+    pub(super) neighbour_suppress: bool,
+}
+
+impl PortFlags {
+    /// A port the kernel has just made.
+    pub(super) const INITIAL: Self = Self {
+        learning: true,
+        flood: true,
+        multicast_flood: true,
+        broadcast_flood: true,
+        neighbour_suppress: false,
+    };
+}
+
+/// A link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Link {
+    /// What it is.
+    pub(super) kind: LinkKind,
+    /// Its MAC address. Nothing where any will do.
+    pub(super) mac: Option<Mac>,
+    /// Its MTU in bytes. Nothing where any will do.
+    pub(super) mtu: Option<u32>,
+    /// Whether it is set up.
+    pub(super) up: bool,
+    /// The bridge it is a port of.
+    pub(super) master: Option<String>,
+    /// How the bridge treats it.
+    pub(super) port: Option<PortFlags>,
+}
+
+/// Where packets for a destination go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Route {
+    /// Next hop; nothing for what is on the link itself.
+    pub(super) via: Option<IpAddr>,
+    /// Link.
+    pub(super) device: String,
+}
+
+/// One of our eBPF programs on a link; each has one direction it is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Program {
+    /// Uplink, ingress: takes published ports into the ingress namespace.
+    MeshUplink,
+    /// Host end of the veth pair, ingress: sends replies out.
+    MeshOut,
+    /// Task port, egress: remembers which node a flow came through.
+    FlowLearn,
+    /// Task port, ingress: sends replies back to that node.
+    FlowReturn,
+}
+
+/// What is in a program's place on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attached {
+    /// The program itself.
+    Current,
+    /// Another one, such as an earlier agent's.
+    Outdated,
+}
+
+/// What is in a namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Namespace {
+    /// Links by name.
+    pub(super) links: BTreeMap<String, Link>,
+    /// Addresses of global scope by link.
+    pub(super) addresses: BTreeSet<(String, IpNet)>,
+    /// Unicast routes of the main table with metric 0.
+    pub(super) routes: BTreeMap<IpNet, Route>,
+    /// Permanent neighbours by link.
+    pub(super) neighbours: BTreeMap<(String, IpAddr), Mac>,
+    /// The VXLAN device's own table: at which node a MAC address is.
+    pub(super) tunnels: BTreeMap<Mac, IpAddr>,
+    /// The bridge's static table: behind which port a MAC address is.
+    pub(super) forwards: BTreeMap<Mac, String>,
+    /// Settings under `/proc/sys/net`: nothing where the kernel has no such setting, no entry where
+    /// nobody has looked yet.
+    pub(super) sysctls: BTreeMap<String, Option<String>>,
+    /// Programs in our places by link.
+    pub(super) programs: BTreeMap<(String, Program), Attached>,
+}
+
+/// A published port of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Published {
+    /// Node address.
+    pub(super) address: IpAddr,
+    /// Port.
+    pub(super) port: u16,
+    /// Transport protocol.
+    pub(super) protocol: Protocol,
+}
+
+/// An IPVS service but for its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Balanced {
+    /// How it behaves.
+    pub(super) config: ServiceConfig,
+    /// Its destinations.
+    pub(super) destinations: BTreeMap<DestinationKey, DestinationConfig>,
+}
+
+/// The table of the ingress namespace.
+pub(super) type IpvsTable = BTreeMap<ServiceKey, Balanced>;
+
+/// Which links the programs redirect to, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct MeshConfig {
+    /// The host end of the veth pair.
+    pub(super) host_veth: Option<String>,
+    /// The link of the host's default route.
+    pub(super) uplink: Option<String>,
+}
+
+/// The maps of the eBPF programs. Nothing where this process has written none yet: then they hold
+/// what an earlier agent left in them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct MeshMaps {
+    /// Where to redirect to.
+    pub(super) config: Option<MeshConfig>,
+    /// Addresses of this node.
+    pub(super) node_addresses: Option<BTreeSet<IpAddr>>,
+    /// MAC addresses of the ingress nodes, each with a number of the node.
+    pub(super) ingress_macs: Option<BTreeMap<Mac, u32>>,
+    /// Published ports, each with the service's index in the counters.
+    pub(super) published: Option<BTreeMap<Published, u32>>,
+}
+
+/// What was seen of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Observed {
+    /// The namespaces there are; the host's always is. In it, links and addresses of others are
+    /// listed too.
+    pub(super) namespaces: BTreeMap<Place, Namespace>,
+    /// The IPVS table, or why there is none. Empty while there is no ingress namespace.
+    pub(super) ipvs: Result<IpvsTable, String>,
+    /// The maps, or why there are none.
+    pub(super) mesh: Result<MeshMaps, String>,
+    /// The link of the host's default route.
+    pub(super) default_uplink: Option<String>,
+}
+
+impl Observed {
+    /// A link, where there is one.
+    pub(super) fn link(&self, (place, name): &Device) -> Option<&Link> {
+        self.namespaces.get(place)?.links.get(name)
+    }
+}
+
+impl Link {
+    /// A link just made: down, no port of anything.
+    pub(super) fn new(kind: LinkKind, mac: Option<Mac>, mtu: Option<u32>) -> Self {
+        Self {
+            kind,
+            mac,
+            mtu,
+            up: false,
+            master: None,
+            port: None,
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MeshUplink => "mesh_uplink",
+            Self::MeshOut => "mesh_out",
+            Self::FlowLearn => "flow_learn",
+            Self::FlowReturn => "flow_return",
+        })
+    }
+}

@@ -1,0 +1,95 @@
+//! Fixed names, numbers and kernel settings of the data plane.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use swarm_model::TaskId;
+
+/// Prefix of our links in the host's namespace.
+pub(super) const HOST_PREFIX: &str = "sw-";
+/// Host end of the veth pair into the ingress namespace.
+pub(super) const HOST_VETH: &str = "sw-e1h";
+/// Its other end, in the ingress namespace.
+pub(super) const INGRESS_VETH: &str = "e1";
+/// The bridge of the ingress namespace.
+pub(super) const BRIDGE: &str = "br0";
+/// The VXLAN device of the ingress namespace.
+pub(super) const VXLAN: &str = "vx0";
+/// A task's interface.
+pub(super) const TASK_DEVICE: &str = "eth0";
+/// Loopback, in every namespace.
+pub(super) const LOOPBACK: &str = "lo";
+
+/// Directory of the named namespaces in the run directory.
+pub(super) const NETNS_DIR: &str = "netns";
+/// Name of the ingress namespace under `<run-dir>/netns`.
+pub(super) const INGRESS_NETNS: &str = "ingress";
+/// Task namespaces are named this and the task's id.
+pub(super) const TASK_NETNS_PREFIX: &str = "task-";
+
+/// Next hop of the ingress namespace's default route: an address that only stands for the host end
+/// of the veth pair, in the link-local range (RFC 3927), where nothing routed can lie. The host does
+/// not carry it; a permanent neighbour entry says which MAC address it has.
+pub(super) const EGRESS_GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 1));
+/// Gives `e1` a MAC address by the same rule as everything else; no interface carries it either.
+pub(super) const EGRESS_LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 2));
+
+/// UDP port of VXLAN (RFC 7348).
+pub(super) const VXLAN_PORT: u16 = 4789;
+/// What VXLAN adds to a packet over IPv4: outer IP 20, UDP 8, VXLAN 8, inner Ethernet 14 bytes.
+pub(super) const VXLAN_OVERHEAD: u32 = 50;
+/// MTU assumed for an underlay that is not there: Ethernet's.
+pub(super) const DEFAULT_MTU: u32 = 1500;
+
+/// Name of the bridge port of a task: `t` and 12 characters of its id, within the kernel's 15.
+pub(super) fn task_port(task: &TaskId) -> String {
+    format!("t{}", task.short())
+}
+
+/// Whether a link of the ingress namespace is a task's port.
+pub(super) fn is_task_port(name: &str) -> bool {
+    name.len() == 13
+        && name.starts_with('t')
+        && name[1..]
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+/// Settings of the ingress namespace under `/proc/sys/net`, in the order they are made. Those that
+/// the kernel does not have (`vs` without ip_vs, `bridge` without br_netfilter) are left out.
+pub(super) const INGRESS_SYSCTLS: &[(&str, &str)] = &[
+    // A new namespace takes over whatever the first namespace has, so say it. First of all, because
+    // changing it resets other settings.
+    ("ipv4/ip_forward", "1"),
+    // A client's address is behind e1, also when the packet with it comes out of the overlay from a
+    // task: a reverse path check on br0 would drop replies. The larger of `all` and the interface's
+    // own counts; `default` is what new interfaces start with.
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    // A task that calls a published port comes in by br0 and leaves by br0: no redirects to it.
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    // Frames that are only bridged must not pass the netfilter hooks that IPVS sits on.
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("ipv4/vs/conntrack", "0"),
+    // A connection to a destination that is gone is rescheduled by its next packet, ...
+    ("ipv4/vs/expire_nodest_conn", "1"),
+    // ... persistence templates of a destination with weight 0 likewise, ...
+    ("ipv4/vs/expire_quiescent_template", "1"),
+    // ... and so is a new connection from a reused client port.
+    ("ipv4/vs/conn_reuse_mode", "1"),
+    // A packet in the middle of a connection may create an entry: the client's address moved here
+    // from another node.
+    ("ipv4/vs/sloppy_tcp", "1"),
+];
+
+/// The same per interface: they exist once the interface does.
+pub(super) const INGRESS_LINK_SYSCTLS: &[(&str, &str, &str)] = &[
+    (BRIDGE, "ipv4/conf/br0/rp_filter", "0"),
+    (BRIDGE, "ipv4/conf/br0/send_redirects", "0"),
+    (INGRESS_VETH, "ipv4/conf/e1/rp_filter", "0"),
+];
+
+/// In the host's namespace. The route look-up of `mesh_out` (`bpf_fib_lookup`) answers only for an
+/// interface that forwards; the host's `ip_forward` is not ours to set.
+pub(super) const HOST_LINK_SYSCTLS: &[(&str, &str, &str)] =
+    &[(HOST_VETH, "ipv4/conf/sw-e1h/forwarding", "1")];

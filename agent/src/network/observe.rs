@@ -1,0 +1,203 @@
+//! Reading the kernel.
+
+mod links;
+mod tables;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use swarm_ipvs::IpvsError;
+
+use crate::error_text::error_text;
+
+use super::connection::Connection;
+use super::kernel::{Failure, Kernel, KernelError, unreadable};
+use super::mesh::LoadedMesh;
+use super::model::{Attached, Balanced, IpvsTable, Namespace, Observed, Place, Program};
+use super::names::{
+    HOST_LINK_SYSCTLS, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, LOOPBACK, is_task_port,
+};
+use super::netns::read_sysctl;
+
+/// A namespace's content, and what is needed to see across namespaces.
+struct Seen {
+    namespace: Namespace,
+    /// Index of the other end of each veth pair.
+    peers: BTreeMap<String, u32>,
+    /// Link of the default route with the lowest metric.
+    default_link: Option<String>,
+}
+
+/// Reads everything. What could not be read in a task's namespace is returned beside it, with that
+/// namespace taken as missing; anything else that cannot be read is an error.
+pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), KernelError> {
+    let mut failures = kernel.connect()?;
+    let Kernel { open, mesh, .. } = kernel;
+    // Loaded first: what is attached is told by comparing with what is loaded.
+    let mut mesh = mesh.load();
+    let mut seen = BTreeMap::new();
+    for (place, connection) in open.iter_mut() {
+        match read(place, connection, mesh.as_deref().ok()) {
+            Ok(content) => {
+                seen.insert(place.clone(), content);
+            }
+            Err(source) if place.task().is_some() => failures.push(unreadable(place, source)),
+            Err(error) => return Err(error),
+        }
+    }
+    links::pair_veths(&mut seen, open);
+
+    let link_name = |index: u32| open.get(&Place::Host)?.name_of(index);
+    let mesh = match &mut mesh {
+        Ok(mesh) => Ok(mesh.maps(link_name)?),
+        Err(reason) => Err(reason.clone()),
+    };
+    let ipvs = ipvs_table(kernel)?;
+    let default_uplink = seen
+        .get(&Place::Host)
+        .and_then(|host| host.default_link.clone());
+    let namespaces = seen
+        .into_iter()
+        .map(|(place, content)| (place, content.namespace))
+        .collect();
+    Ok((
+        Observed {
+            namespaces,
+            ipvs,
+            mesh,
+            default_uplink,
+        },
+        failures,
+    ))
+}
+
+fn ipvs_table(kernel: &mut Kernel) -> Result<Result<IpvsTable, String>, KernelError> {
+    let ipvs = match kernel.ipvs() {
+        Ok(Some(ipvs)) => ipvs,
+        Ok(None) => return Ok(Ok(IpvsTable::new())),
+        Err(KernelError::Ipvs(error @ IpvsError::Unsupported)) => {
+            return Ok(Err(error_text(&error)));
+        }
+        Err(error) => return Err(error),
+    };
+    let mut table = IpvsTable::new();
+    for entry in ipvs.services()? {
+        let key = entry.service.key;
+        let destinations = ipvs
+            .destinations(&key)?
+            .into_iter()
+            .map(|entry| (entry.destination.key, entry.destination.config))
+            .collect();
+        table.insert(
+            key,
+            Balanced {
+                config: entry.service.config,
+                destinations,
+            },
+        );
+    }
+    Ok(Ok(table))
+}
+
+fn read(
+    place: &Place,
+    connection: &mut Connection,
+    mesh: Option<&LoadedMesh>,
+) -> Result<Seen, KernelError> {
+    let mut namespace = Namespace::default();
+    let peers = links::read(connection, &mut namespace)?;
+    tables::read_addresses(connection, &mut namespace)?;
+    let default_link = tables::read_routes(connection, &mut namespace)?;
+    if *place != Place::Host {
+        tables::read_neighbours(connection, &mut namespace)?;
+    }
+    if *place == Place::Ingress {
+        tables::read_forwarding(connection, &mut namespace)?;
+    }
+    let keys = settings(place, &namespace);
+    let hooks = hooks(place, &namespace, &connection.indexes);
+    if !keys.is_empty() || !hooks.is_empty() {
+        let (sysctls, programs) = connection.netns.run(|| {
+            let programs = mesh.map(|mesh| attached(mesh, hooks)).unwrap_or_default();
+            (read_sysctls(keys), programs)
+        })?;
+        (namespace.sysctls, namespace.programs) = (sysctls?, programs);
+    }
+    Ok(Seen {
+        namespace,
+        peers,
+        default_link,
+    })
+}
+
+/// The settings of ours in a namespace.
+fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<&'static str> {
+    let link_settings = match place {
+        Place::Host => HOST_LINK_SYSCTLS,
+        Place::Ingress => INGRESS_LINK_SYSCTLS,
+        Place::Task(_) => return BTreeSet::new(),
+    };
+    let there = |name: &str| namespace.links.contains_key(name);
+    let of_links = link_settings
+        .iter()
+        .filter(|(name, ..)| there(name))
+        .map(|(_, key, _)| *key);
+    let global = INGRESS_SYSCTLS
+        .iter()
+        .filter(|_| *place == Place::Ingress)
+        .map(|(key, _)| *key);
+    of_links.chain(global).collect()
+}
+
+fn read_sysctls(
+    keys: BTreeSet<&'static str>,
+) -> Result<BTreeMap<String, Option<String>>, KernelError> {
+    let read = |key: &str| match read_sysctl(key) {
+        Ok(value) => Ok((key.to_owned(), value)),
+        Err(source) => Err(KernelError::Sysctl {
+            key: key.to_owned(),
+            source,
+        }),
+    };
+    keys.into_iter().map(read).collect()
+}
+
+/// Where our programs could be: a link's name and index, and the program.
+type Hook = (String, u32, Program);
+
+fn hooks(place: &Place, namespace: &Namespace, indexes: &BTreeMap<String, u32>) -> Vec<Hook> {
+    let mut hooks = Vec::new();
+    for name in namespace.links.keys() {
+        let Some(&index) = indexes.get(name) else {
+            continue;
+        };
+        let programs: &[Program] = match place {
+            Place::Host if name == LOOPBACK => &[],
+            Place::Host if name == HOST_VETH => &[Program::MeshOut],
+            Place::Host => &[Program::MeshUplink],
+            Place::Ingress if is_task_port(name) => &[Program::FlowLearn, Program::FlowReturn],
+            Place::Ingress | Place::Task(_) => &[],
+        };
+        hooks.extend(
+            programs
+                .iter()
+                .map(|program| (name.clone(), index, *program)),
+        );
+    }
+    hooks
+}
+
+/// What is in our programs' places. A link that cannot be asked counts as one without: it may be
+/// somebody else's and just going away; and where it matters, attaching tells what is wrong.
+fn attached(mesh: &LoadedMesh, hooks: Vec<Hook>) -> BTreeMap<(String, Program), Attached> {
+    let mut programs = BTreeMap::new();
+    for (name, index, program) in hooks {
+        match mesh.attached(program, index) {
+            Ok(Some(attached)) => {
+                programs.insert((name, program), attached);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::debug!(name, error = error_text(&error), "not asked"),
+        }
+    }
+    programs
+}

@@ -1,0 +1,210 @@
+//! Addresses, routes, neighbours and forwarding tables. IPv4 only, see [`super`].
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::network::connection::Connection;
+use crate::network::model::{Mac, Namespace, Route};
+use crate::network::netlink::NetlinkError;
+
+/// Fills in the addresses of global scope.
+pub(super) fn read_addresses(
+    connection: &mut Connection,
+    namespace: &mut Namespace,
+) -> Result<(), NetlinkError> {
+    let mut request = AddressMessage::default();
+    request.header.family = AddressFamily::Inet;
+    for message in connection
+        .socket
+        .dump(&RouteNetlinkMessage::GetAddress(request))?
+    {
+        let RouteNetlinkMessage::NewAddress(message) = message else {
+            continue;
+        };
+        if message.header.scope != AddressScope::Universe {
+            continue;
+        }
+        let mut local = None;
+        let mut other = None;
+        for attribute in &message.attributes {
+            match attribute {
+                AddressAttribute::Local(address) => local = Some(*address),
+                AddressAttribute::Address(address) => other = Some(*address),
+                _ => {}
+            }
+        }
+        // On a point-to-point link `Address` is the other side's.
+        let net = local
+            .or(other)
+            .map(|address| IpNet::new(address, message.header.prefix_len));
+        let name = connection.name_of(message.header.index);
+        if let (Some(Ok(net)), Some(name)) = (net, name) {
+            namespace.addresses.insert((name, net));
+        }
+    }
+    Ok(())
+}
+
+/// Fills in the routes of the main table with metric 0. Returns the link of the default route with
+/// the lowest metric of all.
+pub(super) fn read_routes(
+    connection: &mut Connection,
+    namespace: &mut Namespace,
+) -> Result<Option<String>, NetlinkError> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = AddressFamily::Inet;
+    let mut default_link: Option<(u32, String)> = None;
+    for message in connection
+        .socket
+        .dump(&RouteNetlinkMessage::GetRoute(request))?
+    {
+        let RouteNetlinkMessage::NewRoute(message) = message else {
+            continue;
+        };
+        let header = &message.header;
+        let main = header.table == RouteHeader::RT_TABLE_MAIN;
+        if !main || header.kind != RouteType::Unicast || header.tos != 0 {
+            continue;
+        }
+        let mut metric = 0;
+        let mut device = None;
+        let mut via = None;
+        let mut to = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Priority(priority) => metric = *priority,
+                RouteAttribute::Oif(index) => device = connection.name_of(*index),
+                RouteAttribute::Gateway(RouteAddress::Inet(address)) => {
+                    via = Some(IpAddr::V4(*address));
+                }
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                    to = IpAddr::V4(*address);
+                }
+                _ => {}
+            }
+        }
+        let Some(device) = device else { continue };
+        let Ok(to) = IpNet::new(to, header.destination_prefix_length) else {
+            continue;
+        };
+        let lower = default_link
+            .as_ref()
+            .is_none_or(|(lowest, _)| metric < *lowest);
+        if to.prefix_len() == 0 && lower {
+            default_link = Some((metric, device.clone()));
+        }
+        if metric == 0 {
+            namespace.routes.insert(to, Route { via, device });
+        }
+    }
+    Ok(default_link.map(|(_, device)| device))
+}
+
+/// Fills in permanent neighbours.
+pub(super) fn read_neighbours(
+    connection: &mut Connection,
+    namespace: &mut Namespace,
+) -> Result<(), NetlinkError> {
+    for entry in entries(connection, AddressFamily::Inet)? {
+        if let (NeighbourState::Permanent, Some(address)) = (entry.state, entry.to) {
+            namespace
+                .neighbours
+                .insert((entry.name, address), entry.mac);
+        }
+    }
+    Ok(())
+}
+
+/// Fills in the tables of VXLAN devices and of the bridge.
+pub(super) fn read_forwarding(
+    connection: &mut Connection,
+    namespace: &mut Namespace,
+) -> Result<(), NetlinkError> {
+    for entry in entries(connection, AddressFamily::Bridge)? {
+        match (entry.in_bridge, entry.state, entry.to) {
+            // In state `Permanent` are the bridge's and its ports' own addresses.
+            (true, NeighbourState::Noarp, _) => {
+                namespace.forwards.insert(entry.mac, entry.name);
+            }
+            (false, _, Some(vtep)) if entry.flags.contains(NeighbourFlags::Own) => {
+                namespace.tunnels.insert(entry.mac, vtep);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// An entry of a neighbour or forwarding table.
+struct Entry {
+    name: String,
+    mac: Mac,
+    to: Option<IpAddr>,
+    state: NeighbourState,
+    flags: NeighbourFlags,
+    in_bridge: bool,
+}
+
+fn entries(connection: &mut Connection, family: AddressFamily) -> Result<Vec<Entry>, NetlinkError> {
+    let mut request = NeighbourMessage::default();
+    request.header.family = family;
+    let messages = connection
+        .socket
+        .dump(&RouteNetlinkMessage::GetNeighbour(request))?;
+    let entry = |message| match message {
+        RouteNetlinkMessage::NewNeighbour(message) => entry(connection, &message),
+        _ => None,
+    };
+    Ok(messages.into_iter().filter_map(entry).collect())
+}
+
+fn entry(connection: &Connection, message: &NeighbourMessage) -> Option<Entry> {
+    let mut mac = None;
+    let mut to = None;
+    let mut in_bridge = false;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(octets) => {
+                mac = octets.as_slice().try_into().ok().map(Mac);
+            }
+            NeighbourAttribute::Destination(destination) => to = ip_of(destination),
+            NeighbourAttribute::Controller(_) => in_bridge = true,
+            _ => {}
+        }
+    }
+    Some(Entry {
+        name: connection.name_of(message.header.ifindex)?,
+        mac: mac?,
+        to,
+        state: message.header.state,
+        flags: message.header.flags,
+        in_bridge,
+    })
+}
+
+fn ip_of(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(address) => Some((*address).into()),
+        NeighbourAddress::Inet6(address) => Some((*address).into()),
+        // The library goes by the message's family, which for a VXLAN device's table is a bridge's.
+        NeighbourAddress::Other(octets) => match octets.len() {
+            4 => <[u8; 4]>::try_from(octets.as_slice())
+                .ok()
+                .map(IpAddr::from),
+            16 => <[u8; 16]>::try_from(octets.as_slice())
+                .ok()
+                .map(IpAddr::from),
+            _ => None,
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,323 @@
+//! The operations on the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use swarm_ipvs::Op as IpvsOp;
+use swarm_model::TaskId;
+
+use super::model::{Device, Mac, MeshConfig, Place, PortFlags, Program, Published, Route, Vxlan};
+use super::names::task_port;
+
+/// One end of a new veth pair.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct VethEnd {
+    /// Where and what name.
+    pub(super) device: Device,
+    /// MAC address; nothing lets the kernel draw one.
+    pub(super) mac: Option<Mac>,
+}
+
+/// One step. Each is planned for what was seen and may be planned again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    /// Make a namespace.
+    CreateNetns(Place),
+    /// Remove a namespace's name, and it with its last user.
+    DeleteNetns(Place),
+    /// Make a setting.
+    SetSysctl {
+        place: Place,
+        key: String,
+        value: String,
+    },
+    /// Make a bridge.
+    CreateBridge {
+        device: Device,
+        mac: Option<Mac>,
+        mtu: Option<u32>,
+    },
+    /// Make a VXLAN device whose outer packets belong to the host's namespace.
+    CreateVxlan {
+        device: Device,
+        mtu: Option<u32>,
+        vxlan: Vxlan,
+    },
+    /// Make a veth pair.
+    CreateVeth {
+        ends: [VethEnd; 2],
+        mtu: Option<u32>,
+    },
+    /// Delete a link.
+    DeleteLink(Device),
+    /// Set a link's MAC address.
+    SetMac { device: Device, mac: Mac },
+    /// Set a link's MTU.
+    SetMtu { device: Device, mtu: u32 },
+    /// Set a link up.
+    SetUp(Device),
+    /// Make a link a port of a bridge.
+    SetMaster { device: Device, master: String },
+    /// Set how the bridge treats a port.
+    SetPortFlags { device: Device, flags: PortFlags },
+    /// Add an address.
+    AddAddress { device: Device, address: IpNet },
+    /// Delete an address.
+    DeleteAddress { device: Device, address: IpNet },
+    /// Add or replace a route.
+    SetRoute {
+        place: Place,
+        destination: IpNet,
+        route: Route,
+    },
+    /// Add or replace a permanent neighbour.
+    SetNeighbour {
+        device: Device,
+        address: IpAddr,
+        mac: Mac,
+    },
+    /// Delete a neighbour.
+    DeleteNeighbour { device: Device, address: IpAddr },
+    /// Say at which node a MAC address is.
+    SetTunnel {
+        device: Device,
+        mac: Mac,
+        vtep: IpAddr,
+    },
+    /// Forget it.
+    DeleteTunnel { device: Device, mac: Mac },
+    /// Say behind which port a MAC address is.
+    SetForward { device: Device, mac: Mac },
+    /// Forget it.
+    DeleteForward { device: Device, mac: Mac },
+    /// Attach a program to a link.
+    Attach { device: Device, program: Program },
+    /// Detach it.
+    Detach { device: Device, program: Program },
+    /// Say where programs redirect to.
+    SetMeshConfig(MeshConfig),
+    /// Say what this node's addresses are.
+    SetNodeAddresses(BTreeSet<IpAddr>),
+    /// Say who the ingress nodes are.
+    SetIngressMacs(BTreeMap<Mac, u32>),
+    /// Say what is published.
+    SetPublished(BTreeMap<Published, u32>),
+    /// Change the IPVS table.
+    Ipvs(IpvsOp),
+    /// Remove the pinned maps.
+    RemovePins,
+}
+
+impl Op {
+    /// The namespace it is about, where it is about one alone.
+    pub(super) fn place(&self) -> Option<&Place> {
+        match self {
+            Self::CreateNetns(place)
+            | Self::DeleteNetns(place)
+            | Self::SetSysctl { place, .. }
+            | Self::SetRoute { place, .. } => Some(place),
+            _ => match self.devices().as_slice() {
+                [(place, _)] => Some(place),
+                _ => None,
+            },
+        }
+    }
+
+    /// The links it is about.
+    fn devices(&self) -> Vec<&Device> {
+        match self {
+            Self::DeleteLink(device)
+            | Self::SetUp(device)
+            | Self::CreateBridge { device, .. }
+            | Self::CreateVxlan { device, .. }
+            | Self::SetMac { device, .. }
+            | Self::SetMtu { device, .. }
+            | Self::SetMaster { device, .. }
+            | Self::SetPortFlags { device, .. }
+            | Self::AddAddress { device, .. }
+            | Self::DeleteAddress { device, .. }
+            | Self::SetNeighbour { device, .. }
+            | Self::DeleteNeighbour { device, .. }
+            | Self::SetTunnel { device, .. }
+            | Self::DeleteTunnel { device, .. }
+            | Self::SetForward { device, .. }
+            | Self::DeleteForward { device, .. }
+            | Self::Attach { device, .. }
+            | Self::Detach { device, .. } => vec![device],
+            Self::CreateVeth { ends, .. } => ends.iter().map(|end| &end.device).collect(),
+            Self::CreateNetns(_)
+            | Self::DeleteNetns(_)
+            | Self::SetSysctl { .. }
+            | Self::SetRoute { .. }
+            | Self::SetMeshConfig(_)
+            | Self::SetNodeAddresses(_)
+            | Self::SetIngressMacs(_)
+            | Self::SetPublished(_)
+            | Self::Ipvs(_)
+            | Self::RemovePins => Vec::new(),
+        }
+    }
+
+    /// Whether it is about this task's namespace or its port.
+    pub(super) fn concerns(&self, task: &TaskId) -> bool {
+        let port = task_port(task);
+        self.place().and_then(Place::task) == Some(task)
+            || self.devices().iter().any(|(place, name)| {
+                place.task() == Some(task) || (*place == Place::Ingress && *name == port)
+            })
+    }
+}
+
+/// The operation with its object, as errors and the log name it.
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CreateNetns(place) => write!(f, "create network namespace {place}"),
+            Self::DeleteNetns(place) => write!(f, "delete network namespace {place}"),
+            Self::SetSysctl { place, key, value } => {
+                write!(f, "set net/{key} to {value} in {place}")
+            }
+            Self::CreateBridge {
+                device: (place, name),
+                ..
+            } => {
+                write!(f, "create bridge {name} in {place}")
+            }
+            Self::CreateVxlan {
+                device: (place, name),
+                vxlan,
+                ..
+            } => {
+                write!(
+                    f,
+                    "create vxlan device {name} with vni {} in {place}",
+                    vxlan.vni
+                )
+            }
+            Self::CreateVeth {
+                ends: [one, other], ..
+            } => {
+                let ((place, name), (peer_place, peer)) = (&one.device, &other.device);
+                write!(
+                    f,
+                    "create veth pair {name} in {place} and {peer} in {peer_place}"
+                )
+            }
+            Self::DeleteLink((place, name)) => write!(f, "delete link {name} in {place}"),
+            Self::SetMac {
+                device: (place, name),
+                mac,
+            } => {
+                write!(f, "set MAC address {mac} of {name} in {place}")
+            }
+            Self::SetMtu {
+                device: (place, name),
+                mtu,
+            } => {
+                write!(f, "set MTU {mtu} of {name} in {place}")
+            }
+            Self::SetUp((place, name)) => write!(f, "set {name} up in {place}"),
+            Self::SetMaster {
+                device: (place, name),
+                master,
+            } => {
+                write!(f, "make {name} a port of {master} in {place}")
+            }
+            Self::SetPortFlags {
+                device: (place, name),
+                ..
+            } => {
+                write!(f, "set bridge port flags of {name} in {place}")
+            }
+            Self::AddAddress {
+                device: (place, name),
+                address,
+            } => {
+                write!(f, "add address {address} to {name} in {place}")
+            }
+            Self::DeleteAddress {
+                device: (place, name),
+                address,
+            } => {
+                write!(f, "delete address {address} from {name} in {place}")
+            }
+            Self::SetRoute {
+                place,
+                destination,
+                route,
+            } => {
+                write!(
+                    f,
+                    "set route to {destination} by {} in {place}",
+                    route.device
+                )
+            }
+            Self::SetNeighbour {
+                device: (place, name),
+                address,
+                mac,
+            } => {
+                write!(f, "set neighbour {address} at {mac} on {name} in {place}")
+            }
+            Self::DeleteNeighbour {
+                device: (place, name),
+                address,
+            } => {
+                write!(f, "delete neighbour {address} from {name} in {place}")
+            }
+            Self::SetTunnel {
+                device: (place, name),
+                mac,
+                vtep,
+            } => {
+                write!(
+                    f,
+                    "set forwarding of {mac} to node {vtep} on {name} in {place}"
+                )
+            }
+            Self::DeleteTunnel {
+                device: (place, name),
+                mac,
+            } => {
+                write!(
+                    f,
+                    "delete forwarding of {mac} to a node from {name} in {place}"
+                )
+            }
+            Self::SetForward {
+                device: (place, name),
+                mac,
+            } => {
+                write!(f, "set forwarding of {mac} to port {name} in {place}")
+            }
+            Self::DeleteForward {
+                device: (place, name),
+                mac,
+            } => {
+                write!(f, "delete forwarding of {mac} to port {name} in {place}")
+            }
+            Self::Attach {
+                device: (place, name),
+                program,
+            } => {
+                write!(f, "attach program {program} to {name} in {place}")
+            }
+            Self::Detach {
+                device: (place, name),
+                program,
+            } => {
+                write!(f, "detach program {program} from {name} in {place}")
+            }
+            Self::SetMeshConfig(_) => f.write_str("write the links of the mesh programs"),
+            Self::SetNodeAddresses(_) => f.write_str("write the node addresses of the mesh"),
+            Self::SetIngressMacs(_) => f.write_str("write the ingress nodes of the mesh"),
+            Self::SetPublished(published) => {
+                write!(f, "publish {} ports on the mesh", published.len())
+            }
+            Self::Ipvs(op) => write!(f, "ipvs: {op}"),
+            Self::RemovePins => f.write_str("remove the pinned maps of the mesh"),
+        }
+    }
+}

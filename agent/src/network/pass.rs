@@ -1,0 +1,188 @@
+//! One round: look, plan, act, tell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use swarm_model::TaskId;
+use tokio::sync::watch;
+
+use super::desired::Desired;
+use super::execute::execute;
+use super::kernel::{Failure, Kernel, Scope};
+use super::model::Place;
+use super::observe::observe;
+use super::op::Op;
+use super::plan::{Plan, plan, teardown};
+use super::reconcile::{Applied, NetworkError};
+
+/// What a pass works on.
+pub(super) struct Pass {
+    /// The open ends into the kernel.
+    pub(super) kernel: Kernel,
+    current: Option<(Arc<Desired>, u64)>,
+    /// Tasks connected on request, until they are released.
+    prepared: BTreeMap<TaskId, IpAddr>,
+    /// Tasks released while the desired state lists them.
+    released: BTreeSet<TaskId>,
+    /// The desired state with both taken into account.
+    effective: Option<Desired>,
+    applied: watch::Sender<Applied>,
+}
+
+impl Pass {
+    /// Nothing desired yet. What becomes of the passes is told by `applied`.
+    pub(super) fn new(kernel: Kernel, applied: watch::Sender<Applied>) -> Self {
+        Self {
+            kernel,
+            current: None,
+            prepared: BTreeMap::new(),
+            released: BTreeSet::new(),
+            effective: None,
+            applied,
+        }
+    }
+
+    /// Takes over a new desired state with its generation.
+    pub(super) fn desire(&mut self, desired: Option<(Arc<Desired>, u64)>) {
+        self.current = desired;
+        if let Some((desired, _)) = &self.current {
+            self.released
+                .retain(|task| desired.local_tasks.contains_key(task));
+        }
+        self.update_effective();
+    }
+
+    /// Takes what was prepared and released into account.
+    fn update_effective(&mut self) {
+        self.effective = self.current.as_ref().map(|(desired, _)| {
+            let mut desired = Desired::clone(desired);
+            desired
+                .local_tasks
+                .retain(|task, _| !self.released.contains(task));
+            desired.local_tasks.extend(self.prepared.clone());
+            desired
+        });
+    }
+
+    /// Connects a local task; see [`Reconciler::prepare_task`](super::Reconciler::prepare_task).
+    pub(super) fn prepare(
+        &mut self,
+        task: TaskId,
+        address: IpAddr,
+    ) -> Result<PathBuf, NetworkError> {
+        if self.current.is_none() {
+            return Err(NetworkError::NotConnected(task));
+        }
+        self.released.remove(&task);
+        self.prepared.insert(task.clone(), address);
+        self.update_effective();
+        self.run();
+        match self.failure_at(&task) {
+            None => Ok(self.kernel.dir.path(&Place::Task(task).to_string())),
+            Some(source) => {
+                self.prepared.remove(&task);
+                self.update_effective();
+                Err(NetworkError::Prepare { task, source })
+            }
+        }
+    }
+
+    /// Disconnects a local task; see [`Reconciler::release_task`](super::Reconciler::release_task).
+    pub(super) fn release(&mut self, task: TaskId) -> Result<(), NetworkError> {
+        self.prepared.remove(&task);
+        if let Some((desired, _)) = &self.current
+            && desired.local_tasks.contains_key(&task)
+        {
+            self.released.insert(task.clone());
+        }
+        self.update_effective();
+        self.run();
+        match self.failure_at(&task) {
+            None => Ok(()),
+            Some(source) => Err(NetworkError::Release { task, source }),
+        }
+    }
+
+    /// What kept a task from being connected or disconnected: a failure of its own, or one that
+    /// ended the pass.
+    fn failure_at(&self, task: &TaskId) -> Option<Arc<Failure>> {
+        let applied = self.applied.borrow();
+        applied
+            .failures
+            .iter()
+            .find(|failure| failure.concerns(task))
+            .cloned()
+    }
+
+    /// Removes everything; see [`Reconciler::teardown`](super::Reconciler::teardown).
+    pub(super) fn teardown(&mut self) -> Result<(), NetworkError> {
+        self.current = None;
+        self.effective = None;
+        self.prepared.clear();
+        self.released.clear();
+        self.applied.send_replace(Applied::default());
+        let (observed, unreadable) = observe(&mut self.kernel)
+            .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
+        let ops = teardown(&observed);
+        let failures = execute(&mut self.kernel, &ops);
+        let failed = failures.len() + unreadable.len();
+        match failures.into_iter().chain(unreadable).next() {
+            None => Ok(()),
+            Some(first) => Err(NetworkError::Teardown {
+                failed,
+                source: Arc::new(first),
+            }),
+        }
+    }
+
+    /// Looks, acts, and says how far the kernel is.
+    pub(super) fn run(&mut self) {
+        let (Some(desired), Some((_, generation))) = (&self.effective, &self.current) else {
+            return;
+        };
+        let (problems, failures) = match observe(&mut self.kernel) {
+            Ok((observed, mut failures)) => {
+                let Plan { ops, problems } = plan(&observed, desired);
+                log_ops(&ops);
+                failures.extend(execute(&mut self.kernel, &ops));
+                (problems, failures)
+            }
+            Err(source) => {
+                let problems = self.applied.borrow().problems.clone();
+                (problems, vec![Failure::of_pass(source)])
+            }
+        };
+        let reached = failures
+            .iter()
+            .all(|failure| matches!(failure.scope, Scope::Task(_)));
+        let before = self.applied.borrow().clone();
+        let generation = if reached {
+            Some(*generation)
+        } else {
+            before.generation
+        };
+        let failures = failures.into_iter().map(Arc::new).collect();
+        let now = Applied {
+            generation,
+            problems,
+            failures,
+        };
+        let (known, texts) = (before.texts(), now.texts());
+        for text in texts.iter().filter(|text| !known.contains(text)) {
+            tracing::warn!("network: {text}");
+        }
+        let changed = generation != before.generation || texts != known;
+        self.applied.send_if_modified(|applied| {
+            *applied = now;
+            changed
+        });
+    }
+}
+
+fn log_ops(ops: &[Op]) {
+    if !ops.is_empty() {
+        tracing::info!(count = ops.len(), first = %ops[0], "changing the networks");
+    }
+}

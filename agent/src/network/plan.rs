@@ -1,0 +1,551 @@
+//! From what is to what is wanted: the operations, in an order of which every prefix is safe.
+//!
+//! A port is withdrawn before anything else happens and published after everything else exists; in
+//! between, what is missing is made before what is left over goes. A port whose tasks move keeps
+//! working throughout.
+
+use std::collections::BTreeMap;
+
+use swarm_ipvs::{Destination, Op as IpvsOp, Service as IpvsService};
+
+use super::desired::Desired;
+use super::model::{Device, IpvsTable, Link, LinkKind, MeshMaps, Observed, Place};
+use super::names::{BRIDGE, HOST_PREFIX, INGRESS_VETH, LOOPBACK, VXLAN, is_task_port};
+use super::op::{Op, VethEnd};
+use super::wanted::{Problem, Wanted, wanted};
+
+/// What to do, and what cannot be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// The operations in order.
+    pub(super) ops: Vec<Op>,
+    /// Parts of what is desired that are left out.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// What leads from `observed` to `desired`. Empty when nothing is to be done.
+pub(super) fn plan(observed: &Observed, desired: &Desired) -> Plan {
+    let (wanted, problems) = wanted(observed, desired);
+    Plan {
+        ops: difference(observed, &wanted),
+        problems,
+    }
+}
+
+/// What leads from `observed` to nothing of ours.
+pub(super) fn teardown(observed: &Observed) -> Vec<Op> {
+    let empty = MeshMaps {
+        published: Some(BTreeMap::new()),
+        ..MeshMaps::default()
+    };
+    let wanted = Wanted {
+        mesh: observed.mesh.is_ok().then_some(empty),
+        ..Wanted::default()
+    };
+    let mut ops = difference(observed, &wanted);
+    if observed.mesh.is_ok() {
+        ops.push(Op::RemovePins);
+    }
+    ops
+}
+
+fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
+    let mut planner = Planner {
+        wanted,
+        now: observed.clone(),
+        ops: Vec::new(),
+    };
+    planner.withdraw();
+    planner.create_namespaces();
+    planner.make_settings();
+    planner.make_links();
+    // Those of links that are new.
+    planner.make_settings();
+    planner.assign_addresses();
+    planner.set_routes();
+    planner.set_tables();
+    planner.attach_programs();
+    planner.fill_maps();
+    planner.balance();
+    planner.publish();
+    planner.detach_programs();
+    planner.unbalance();
+    planner.delete_links();
+    planner.clear_tables();
+    planner.delete_namespaces();
+    planner.ops
+}
+
+/// Each stage compares `now` with `wanted`; every operation is applied to `now` at once.
+struct Planner<'a> {
+    wanted: &'a Wanted,
+    now: Observed,
+    ops: Vec<Op>,
+}
+
+impl Planner<'_> {
+    fn emit(&mut self, op: Op) {
+        self.now.apply(&op);
+        self.ops.push(op);
+    }
+
+    fn emit_all(&mut self, ops: Vec<Op>) {
+        for op in ops {
+            self.emit(op);
+        }
+    }
+
+    /// Published ports that are to go: from here on they refuse.
+    fn withdraw(&mut self) {
+        let (Ok(now), Some(wanted)) = (&self.now.mesh, &self.wanted.mesh) else {
+            return;
+        };
+        let (Some(now), Some(wanted)) = (&now.published, &wanted.published) else {
+            return;
+        };
+        let mut keep = now.clone();
+        keep.retain(|key, _| wanted.contains_key(key));
+        if keep.len() < now.len() {
+            self.emit(Op::SetPublished(keep));
+        }
+    }
+
+    fn create_namespaces(&mut self) {
+        for place in self.wanted.namespaces.keys() {
+            if !self.now.namespaces.contains_key(place) {
+                self.emit(Op::CreateNetns(place.clone()));
+            }
+        }
+    }
+
+    fn make_settings(&mut self) {
+        for (place, key, value) in &self.wanted.sysctls {
+            if self.missing_link(place, key) {
+                continue;
+            }
+            let namespace = self.now.namespaces.get(place);
+            let differs = match namespace.and_then(|namespace| namespace.sysctls.get(key)) {
+                Some(Some(current)) => current != value,
+                // The kernel has no such setting.
+                Some(None) => false,
+                None => true,
+            };
+            if differs {
+                let (place, key, value) = (place.clone(), key.clone(), value.clone());
+                self.emit(Op::SetSysctl { place, key, value });
+            }
+        }
+    }
+
+    /// Whether `key` is a setting of a link (`ipv4/conf/LINK/...`) that is not there yet.
+    fn missing_link(&self, place: &Place, key: &str) -> bool {
+        let mut parts = key.split('/').skip_while(|part| *part != "conf").skip(1);
+        match parts.next() {
+            None | Some("all" | "default") => false,
+            Some(name) => self.now.link(&(place.clone(), name.to_owned())).is_none(),
+        }
+    }
+
+    fn make_links(&mut self) {
+        for (device, link) in &self.wanted.links {
+            self.make_link(device, link);
+        }
+        // After all exist: a port that is down yet forwards nothing.
+        for (device, link) in &self.wanted.links {
+            let up = self.now.link(device).is_none_or(|now| now.up);
+            if link.up && !up {
+                self.emit(Op::SetUp(device.clone()));
+            }
+        }
+    }
+
+    fn make_link(&mut self, device: &Device, link: &Link) {
+        if self
+            .now
+            .link(device)
+            .is_none_or(|now| now.kind != link.kind)
+        {
+            self.replace_link(device, link);
+        }
+        let Some(now) = self.now.link(device).cloned() else {
+            return;
+        };
+        if let Some(mac) = link.mac.filter(|mac| now.mac != Some(*mac)) {
+            self.emit(Op::SetMac {
+                device: device.clone(),
+                mac,
+            });
+        }
+        if let Some(mtu) = link.mtu.filter(|mtu| now.mtu != Some(*mtu)) {
+            self.emit(Op::SetMtu {
+                device: device.clone(),
+                mtu,
+            });
+        }
+        if let Some(master) = &link.master
+            && now.master.as_ref() != Some(master)
+        {
+            self.emit(Op::SetMaster {
+                device: device.clone(),
+                master: master.clone(),
+            });
+        }
+        if let Some(flags) = link.port
+            && self
+                .now
+                .link(device)
+                .is_some_and(|now| now.port != Some(flags))
+        {
+            self.emit(Op::SetPortFlags {
+                device: device.clone(),
+                flags,
+            });
+        }
+    }
+
+    /// Makes a link, and with a veth pair both ends, in the place of what there is.
+    fn replace_link(&mut self, device: &Device, link: &Link) {
+        let peer = match &link.kind {
+            LinkKind::Veth(peer) => peer.clone(),
+            LinkKind::Bridge | LinkKind::Vxlan(_) | LinkKind::Other => None,
+        };
+        for old in [Some(device), peer.as_ref()].into_iter().flatten() {
+            if self.now.link(old).is_some() {
+                self.emit(Op::DeleteLink(old.clone()));
+            }
+        }
+        let (device, mtu) = (device.clone(), link.mtu);
+        match &link.kind {
+            LinkKind::Bridge => self.emit(Op::CreateBridge {
+                device,
+                mac: link.mac,
+                mtu,
+            }),
+            LinkKind::Vxlan(vxlan) => {
+                self.emit(Op::CreateVxlan {
+                    device,
+                    mtu,
+                    vxlan: vxlan.clone(),
+                });
+            }
+            LinkKind::Veth(Some(peer)) => {
+                let wanted = self.wanted.namespaces.get(&peer.0);
+                let peer_mac = wanted.and_then(|place| place.links.get(&peer.1)?.mac);
+                let ends = [
+                    VethEnd {
+                        device,
+                        mac: link.mac,
+                    },
+                    VethEnd {
+                        device: peer.clone(),
+                        mac: peer_mac,
+                    },
+                ];
+                self.emit(Op::CreateVeth { ends, mtu });
+            }
+            // Loopback comes with its namespace.
+            LinkKind::Veth(None) | LinkKind::Other => {}
+        }
+    }
+
+    /// Old addresses first: the kernel deletes all other addresses of a subnet with its first one.
+    fn assign_addresses(&mut self) {
+        let mut ops = Vec::new();
+        if let (Some(now), Some(wanted)) = (
+            self.now.namespaces.get(&Place::Ingress),
+            self.wanted.namespaces.get(&Place::Ingress),
+        ) {
+            let ours = |name: &str| name == LOOPBACK || name == BRIDGE;
+            for (name, address) in now.addresses.difference(&wanted.addresses) {
+                if ours(name) {
+                    let device = (Place::Ingress, name.clone());
+                    ops.push(Op::DeleteAddress {
+                        device,
+                        address: *address,
+                    });
+                }
+            }
+        }
+        for (place, wanted) in &self.wanted.namespaces {
+            let Some(now) = self.now.namespaces.get(place) else {
+                continue;
+            };
+            for (name, address) in wanted.addresses.difference(&now.addresses) {
+                let device = (place.clone(), name.clone());
+                ops.push(Op::AddAddress {
+                    device,
+                    address: *address,
+                });
+            }
+        }
+        self.emit_all(ops);
+    }
+
+    fn set_routes(&mut self) {
+        let mut ops = Vec::new();
+        for (place, wanted) in &self.wanted.namespaces {
+            let Some(now) = self.now.namespaces.get(place) else {
+                continue;
+            };
+            // In descending order, so that the default route comes after those on the links.
+            for (&destination, route) in wanted.routes.iter().rev() {
+                if now.routes.get(&destination) != Some(route) {
+                    let (place, route) = (place.clone(), route.clone());
+                    ops.push(Op::SetRoute {
+                        place,
+                        destination,
+                        route,
+                    });
+                }
+            }
+        }
+        self.emit_all(ops);
+    }
+
+    /// Neighbours and forwarding tables.
+    fn set_tables(&mut self) {
+        let mut ops = Vec::new();
+        for (place, wanted) in &self.wanted.namespaces {
+            let Some(now) = self.now.namespaces.get(place) else {
+                continue;
+            };
+            for ((name, address), mac) in missing(&now.neighbours, &wanted.neighbours) {
+                let device = (place.clone(), name.clone());
+                ops.push(Op::SetNeighbour {
+                    device,
+                    address: *address,
+                    mac: *mac,
+                });
+            }
+            for (mac, vtep) in missing(&now.tunnels, &wanted.tunnels) {
+                let device = (place.clone(), VXLAN.to_owned());
+                ops.push(Op::SetTunnel {
+                    device,
+                    mac: *mac,
+                    vtep: *vtep,
+                });
+            }
+            for (mac, name) in missing(&now.forwards, &wanted.forwards) {
+                let device = (place.clone(), name.clone());
+                ops.push(Op::SetForward { device, mac: *mac });
+            }
+        }
+        self.emit_all(ops);
+    }
+
+    fn attach_programs(&mut self) {
+        let mut ops = Vec::new();
+        for (place, wanted) in &self.wanted.namespaces {
+            let Some(now) = self.now.namespaces.get(place) else {
+                continue;
+            };
+            for ((name, program), _) in missing(&now.programs, &wanted.programs) {
+                let device = (place.clone(), name.clone());
+                ops.push(Op::Attach {
+                    device,
+                    program: *program,
+                });
+            }
+        }
+        self.emit_all(ops);
+    }
+
+    fn fill_maps(&mut self) {
+        let (Ok(now), Some(wanted)) = (&self.now.mesh, &self.wanted.mesh) else {
+            return;
+        };
+        let ops = [
+            differing(&now.config, &wanted.config).map(Op::SetMeshConfig),
+            differing(&now.node_addresses, &wanted.node_addresses).map(Op::SetNodeAddresses),
+            differing(&now.ingress_macs, &wanted.ingress_macs).map(Op::SetIngressMacs),
+        ];
+        self.emit_all(ops.into_iter().flatten().collect());
+    }
+
+    /// Services and destinations that are missing or different. Destinations in ascending order:
+    /// schedulers that hash agree between nodes only when all nodes add them in the same order.
+    fn balance(&mut self) {
+        let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {
+            return;
+        };
+        let mut ops = Vec::new();
+        for (&key, balanced) in wanted {
+            let old = now.get(&key);
+            let service = IpvsService {
+                key,
+                config: balanced.config,
+            };
+            match old {
+                None => ops.push(Op::Ipvs(IpvsOp::AddService(service))),
+                Some(old) if old.config != balanced.config => {
+                    ops.push(Op::Ipvs(IpvsOp::UpdateService(service)));
+                }
+                Some(_) => {}
+            }
+            for (&to, &config) in &balanced.destinations {
+                let destination = Destination { key: to, config };
+                match old.and_then(|old| old.destinations.get(&to)) {
+                    None => ops.push(Op::Ipvs(IpvsOp::AddDestination(key, destination))),
+                    Some(old) if *old != config => {
+                        ops.push(Op::Ipvs(IpvsOp::UpdateDestination(key, destination)));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        self.emit_all(ops);
+    }
+
+    fn publish(&mut self) {
+        let (Ok(now), Some(wanted)) = (&self.now.mesh, &self.wanted.mesh) else {
+            return;
+        };
+        if let Some(published) = differing(&now.published, &wanted.published) {
+            self.emit(Op::SetPublished(published));
+        }
+    }
+
+    fn detach_programs(&mut self) {
+        let mut ops = Vec::new();
+        for (place, now) in &self.now.namespaces {
+            let wanted = self
+                .wanted
+                .namespaces
+                .get(place)
+                .map(|wanted| &wanted.programs);
+            for entry in now.programs.keys() {
+                if wanted.is_none_or(|wanted| !wanted.contains_key(entry)) {
+                    let (name, program) = entry.clone();
+                    ops.push(Op::Detach {
+                        device: (place.clone(), name),
+                        program,
+                    });
+                }
+            }
+        }
+        self.emit_all(ops);
+    }
+
+    fn unbalance(&mut self) {
+        let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {
+            return;
+        };
+        let ops = stale_balanced(now, wanted);
+        self.emit_all(ops);
+    }
+
+    /// Task ports and host links that nobody wants.
+    fn delete_links(&mut self) {
+        let mut ops = Vec::new();
+        for (place, now) in &self.now.namespaces {
+            let wanted = self
+                .wanted
+                .namespaces
+                .get(place)
+                .map(|wanted| &wanted.links);
+            for name in now.links.keys() {
+                let ours = match place {
+                    Place::Host => name.starts_with(HOST_PREFIX),
+                    Place::Ingress => is_task_port(name) || name == VXLAN || name == INGRESS_VETH,
+                    Place::Task(_) => false,
+                };
+                if ours && wanted.is_none_or(|wanted| !wanted.contains_key(name)) {
+                    ops.push((place.clone(), name.clone()));
+                }
+            }
+        }
+        for device in ops {
+            // The other end of a pair is gone by now.
+            if self.now.link(&device).is_some() {
+                self.emit(Op::DeleteLink(device));
+            }
+        }
+    }
+
+    /// Entries for tasks and nodes that are gone. Only the ingress namespace's tables are all ours;
+    /// a container may fill its own.
+    fn clear_tables(&mut self) {
+        let place = Place::Ingress;
+        let (Some(now), Some(wanted)) = (
+            self.now.namespaces.get(&place),
+            self.wanted.namespaces.get(&place),
+        ) else {
+            return;
+        };
+        let device = |name: &str| (Place::Ingress, name.to_owned());
+        let mut ops = Vec::new();
+        for entry in now.neighbours.keys() {
+            let (name, address) = entry;
+            let ours = name == BRIDGE || name == INGRESS_VETH;
+            if ours && !wanted.neighbours.contains_key(entry) {
+                ops.push(Op::DeleteNeighbour {
+                    device: device(name),
+                    address: *address,
+                });
+            }
+        }
+        for &mac in now.tunnels.keys() {
+            if !wanted.tunnels.contains_key(&mac) {
+                ops.push(Op::DeleteTunnel {
+                    device: device(VXLAN),
+                    mac,
+                });
+            }
+        }
+        for (&mac, port) in &now.forwards {
+            let ours = port == VXLAN || is_task_port(port);
+            if ours && !wanted.forwards.contains_key(&mac) {
+                ops.push(Op::DeleteForward {
+                    device: device(port),
+                    mac,
+                });
+            }
+        }
+        self.emit_all(ops);
+    }
+
+    fn delete_namespaces(&mut self) {
+        let places: Vec<_> = self.now.namespaces.keys().cloned().collect();
+        // Tasks before the ingress network they hang on.
+        for place in places.into_iter().rev() {
+            if place != Place::Host && !self.wanted.namespaces.contains_key(&place) {
+                self.emit(Op::DeleteNetns(place));
+            }
+        }
+    }
+}
+
+/// Entries of `wanted` that `now` lacks or has with another value.
+fn missing<'a, K: Ord, V: PartialEq>(
+    now: &'a BTreeMap<K, V>,
+    wanted: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    wanted
+        .iter()
+        .filter(|(key, value)| now.get(key) != Some(value))
+}
+
+/// What is wanted, when that is known and not what there is.
+fn differing<T: Clone + PartialEq>(now: &Option<T>, wanted: &Option<T>) -> Option<T> {
+    wanted.clone().filter(|wanted| now.as_ref() != Some(wanted))
+}
+
+/// Destinations and services that nobody wants.
+fn stale_balanced(now: &IpvsTable, wanted: &IpvsTable) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (&key, balanced) in now {
+        let Some(keep) = wanted.get(&key) else {
+            ops.push(Op::Ipvs(IpvsOp::DeleteService(key)));
+            continue;
+        };
+        for &to in balanced.destinations.keys() {
+            if !keep.destinations.contains_key(&to) {
+                ops.push(Op::Ipvs(IpvsOp::DeleteDestination(key, to)));
+            }
+        }
+    }
+    ops
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,734 @@
+//! The planner against a model of the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use swarm_ipvs::ServiceKey;
+use swarm_model::{NodeId, ServiceId, TaskId};
+
+use super::super::desired::{
+    Backend, Desired, IngressNetwork, LocalNode, Peer, Port, Protocol, Service, Task,
+};
+use super::super::model::{
+    Device, IpvsTable, Link, LinkKind, Mac, MeshMaps, Namespace, Observed, Place, Program,
+};
+use super::super::op::Op;
+use super::{Plan, plan, teardown};
+use crate::network::wanted::Problem;
+
+fn id<T: std::str::FromStr>(kind: char, number: u8) -> T {
+    // What differs is at the front: names of links are made of that.
+    let text = format!("{kind}{number:03}{:021}", 0);
+    text.parse().unwrap_or_else(|_| panic!("{text} is an id"))
+}
+
+fn ip(a: u8, b: u8) -> IpAddr {
+    Ipv4Addr::new(10, 255, a, b).into()
+}
+
+fn link(mtu: u32, up: bool) -> Link {
+    Link {
+        kind: LinkKind::Other,
+        mac: None,
+        mtu: Some(mtu),
+        up,
+        master: None,
+        port: None,
+    }
+}
+
+/// A host with an uplink, a link of somebody else's and one that is down.
+fn host() -> Observed {
+    let mut namespace = Namespace::default();
+    for (name, up) in [
+        ("lo", true),
+        ("eth0", true),
+        ("docker0", true),
+        ("eth1", false),
+    ] {
+        namespace.links.insert(name.to_owned(), link(1500, up));
+    }
+    for (name, address) in [
+        ("eth0", "192.168.1.1/24"),
+        ("docker0", "172.17.0.1/16"),
+        ("eth1", "192.168.2.1/24"),
+    ] {
+        namespace
+            .addresses
+            .insert((name.to_owned(), address.parse().unwrap()));
+    }
+    Observed {
+        namespaces: BTreeMap::from([(Place::Host, namespace)]),
+        ipvs: Ok(IpvsTable::new()),
+        mesh: Ok(MeshMaps::default()),
+        default_uplink: Some("eth0".to_owned()),
+    }
+}
+
+/// Node 1 of a swarm of `nodes`, with task `n` on node `tasks[n]` and services of the tasks given.
+fn desired(nodes: u8, tasks: &[u8], services: &[(u16, Vec<usize>, bool)]) -> Desired {
+    let node = |number| id::<NodeId>('n', number);
+    let vtep = |number| IpAddr::from([192, 168, 1, number]);
+    let address = |task: usize| ip(1, u8::try_from(task).unwrap());
+    let task_id = |task: usize| id::<TaskId>('t', u8::try_from(task).unwrap());
+    let on = |task: usize| tasks[task].clamp(1, nodes);
+    Desired {
+        local: LocalNode {
+            id: node(1),
+            vtep: vtep(1),
+            ingress: ip(0, 1),
+        },
+        network: IngressNetwork {
+            vni: 4096,
+            subnet: "10.255.0.0/16".parse().unwrap(),
+        },
+        peers: (2..=nodes)
+            .map(|number| {
+                (
+                    node(number),
+                    Peer {
+                        ingress: ip(0, number),
+                        vtep: vtep(number),
+                    },
+                )
+            })
+            .collect(),
+        tasks: (0..tasks.len())
+            .map(|task| {
+                (
+                    task_id(task),
+                    Task {
+                        address: address(task),
+                        node: node(on(task)),
+                    },
+                )
+            })
+            .collect(),
+        local_tasks: (0..tasks.len())
+            .filter(|task| on(*task) == 1)
+            .map(|task| (task_id(task), address(task)))
+            .collect(),
+        services: services
+            .iter()
+            .enumerate()
+            .map(|(index, (published, members, draining))| {
+                let weight = u32::from(!draining);
+                let service = Service {
+                    index: u32::try_from(index).unwrap() + 1,
+                    ports: vec![Port {
+                        protocol: Protocol::Tcp,
+                        published: *published,
+                        target: 80,
+                    }],
+                    backends: members
+                        .iter()
+                        .map(|task| Backend {
+                            address: address(*task),
+                            weight,
+                        })
+                        .collect(),
+                };
+                (id::<ServiceId>('s', u8::try_from(index).unwrap()), service)
+            })
+            .collect(),
+    }
+}
+
+/// Applies a plan and returns it.
+fn settle(observed: &mut Observed, desired: &Desired) -> Vec<Op> {
+    let ops = plan(observed, desired).ops;
+    ops.iter().for_each(|op| observed.apply(op));
+    ops
+}
+
+fn texts(ops: &[Op]) -> Vec<String> {
+    ops.iter().map(Op::to_string).collect()
+}
+
+#[test]
+fn a_bare_host_is_built_from_the_bottom_and_published_last() {
+    let mut observed = host();
+    let ops = settle(
+        &mut observed,
+        &desired(2, &[1, 2], &[(8080, vec![0, 1], false)]),
+    );
+    let text = texts(&ops);
+    let expected = "\
+create network namespace ingress
+create network namespace task-t000000000000000000000000
+set net/ipv4/ip_forward to 1 in ingress
+set net/ipv4/conf/all/rp_filter to 0 in ingress
+set net/ipv4/conf/default/rp_filter to 0 in ingress
+set net/ipv4/conf/all/send_redirects to 0 in ingress
+set net/ipv4/conf/default/send_redirects to 0 in ingress
+set net/bridge/bridge-nf-call-iptables to 0 in ingress
+set net/ipv4/vs/conntrack to 0 in ingress
+set net/ipv4/vs/expire_nodest_conn to 1 in ingress
+set net/ipv4/vs/expire_quiescent_template to 1 in ingress
+set net/ipv4/vs/conn_reuse_mode to 1 in ingress
+set net/ipv4/vs/sloppy_tcp to 1 in ingress
+create veth pair sw-e1h in host and e1 in ingress
+create bridge br0 in ingress
+create vxlan device vx0 with vni 4096 in ingress
+make vx0 a port of br0 in ingress
+set bridge port flags of vx0 in ingress
+create veth pair tt00000000000 in ingress and eth0 in task-t000000000000000000000000
+make tt00000000000 a port of br0 in ingress
+set bridge port flags of tt00000000000 in ingress
+set sw-e1h up in host
+set lo up in ingress
+set br0 up in ingress
+set vx0 up in ingress
+set e1 up in ingress
+set lo up in task-t000000000000000000000000
+set tt00000000000 up in ingress
+set eth0 up in task-t000000000000000000000000
+set net/ipv4/conf/br0/rp_filter to 0 in ingress
+set net/ipv4/conf/br0/send_redirects to 0 in ingress
+set net/ipv4/conf/e1/rp_filter to 0 in ingress
+set net/ipv4/conf/sw-e1h/forwarding to 1 in host
+add address 10.255.0.1/16 to br0 in ingress
+add address 172.17.0.1/32 to lo in ingress
+add address 192.168.1.1/32 to lo in ingress
+add address 10.255.1.0/16 to eth0 in task-t000000000000000000000000
+set route to 0.0.0.0/0 by e1 in ingress
+set route to 0.0.0.0/0 by eth0 in task-t000000000000000000000000
+set neighbour 10.255.0.2 at 02:42:0a:ff:00:02 on br0 in ingress
+set neighbour 10.255.1.0 at 02:42:0a:ff:01:00 on br0 in ingress
+set neighbour 10.255.1.1 at 02:42:0a:ff:01:01 on br0 in ingress
+set neighbour 169.254.255.1 at 02:42:a9:fe:ff:01 on e1 in ingress
+set forwarding of 02:42:0a:ff:00:02 to node 192.168.1.2 on vx0 in ingress
+set forwarding of 02:42:0a:ff:01:01 to node 192.168.1.2 on vx0 in ingress
+set forwarding of 02:42:0a:ff:00:02 to port vx0 in ingress
+set forwarding of 02:42:0a:ff:01:00 to port tt00000000000 in ingress
+set forwarding of 02:42:0a:ff:01:01 to port vx0 in ingress
+set neighbour 10.255.0.1 at 02:42:0a:ff:00:01 on eth0 in task-t000000000000000000000000
+attach program mesh_uplink to docker0 in host
+attach program mesh_uplink to eth0 in host
+attach program mesh_out to sw-e1h in host
+attach program flow_learn to tt00000000000 in ingress
+attach program flow_return to tt00000000000 in ingress
+write the links of the mesh programs
+write the node addresses of the mesh
+write the ingress nodes of the mesh
+ipvs: add service tcp 172.17.0.1:8080
+ipvs: add destination 10.255.1.0:80 to service tcp 172.17.0.1:8080
+ipvs: add destination 10.255.1.1:80 to service tcp 172.17.0.1:8080
+ipvs: add service tcp 192.168.1.1:8080
+ipvs: add destination 10.255.1.0:80 to service tcp 192.168.1.1:8080
+ipvs: add destination 10.255.1.1:80 to service tcp 192.168.1.1:8080
+publish 2 ports on the mesh";
+    assert_eq!(text.join("\n"), expected);
+}
+
+#[test]
+fn a_service_that_goes_refuses_first_and_its_task_leaves_the_tables_last() {
+    let mut observed = host();
+    settle(&mut observed, &desired(2, &[2], &[(8080, vec![0], false)]));
+    let ops = settle(&mut observed, &desired(2, &[], &[]));
+    let expected = "\
+publish 0 ports on the mesh
+ipvs: delete service tcp 172.17.0.1:8080
+ipvs: delete service tcp 192.168.1.1:8080
+delete neighbour 10.255.1.0 from br0 in ingress
+delete forwarding of 02:42:0a:ff:01:00 to a node from vx0 in ingress
+delete forwarding of 02:42:0a:ff:01:00 to port vx0 in ingress";
+    assert_eq!(texts(&ops).join("\n"), expected);
+}
+
+#[test]
+fn draining_changes_a_weight_and_nothing_else() {
+    let mut observed = host();
+    settle(
+        &mut observed,
+        &desired(2, &[2, 2], &[(8080, vec![0, 1], false)]),
+    );
+    let ops = settle(
+        &mut observed,
+        &desired(2, &[2, 2], &[(8080, vec![0, 1], true)]),
+    );
+    assert!(
+        ops.iter()
+            .all(|op| op.to_string().starts_with("ipvs: update destination")),
+        "{ops:?}"
+    );
+    assert_eq!(ops.len(), 4, "two tasks at two addresses");
+}
+
+#[test]
+fn a_deleted_vxlan_device_comes_back_with_its_table() {
+    let desired = desired(2, &[2], &[]);
+    let mut observed = host();
+    settle(&mut observed, &desired);
+    observed.apply(&Op::DeleteLink((Place::Ingress, "vx0".to_owned())));
+    let ops = settle(&mut observed, &desired);
+    let expected = "\
+create vxlan device vx0 with vni 4096 in ingress
+make vx0 a port of br0 in ingress
+set bridge port flags of vx0 in ingress
+set vx0 up in ingress
+set forwarding of 02:42:0a:ff:00:02 to node 192.168.1.2 on vx0 in ingress
+set forwarding of 02:42:0a:ff:01:00 to node 192.168.1.2 on vx0 in ingress
+set forwarding of 02:42:0a:ff:00:02 to port vx0 in ingress
+set forwarding of 02:42:0a:ff:01:00 to port vx0 in ingress";
+    assert_eq!(texts(&ops).join("\n"), expected);
+}
+
+#[test]
+fn without_ipvs_the_remedy_is_named_nothing_is_published_and_the_rest_is_built() {
+    let mut observed = host();
+    observed.ipvs = Err("the kernel has no IPVS: load it with `modprobe ip_vs`".to_owned());
+    let desired = desired(2, &[1, 2], &[(8080, vec![0, 1], false)]);
+    let Plan { ops, problems } = plan(&observed, &desired);
+    assert!(
+        matches!(&problems[..], [Problem::IpvsMissing { .. }]),
+        "{problems:?}"
+    );
+    assert!(problems[0].to_string().contains("modprobe ip_vs"));
+    ops.iter().for_each(|op| observed.apply(op));
+    let maps = observed.mesh.as_ref().unwrap();
+    assert_eq!(maps.published, Some(BTreeMap::new()));
+    assert!(
+        observed.namespaces[&Place::Ingress]
+            .links
+            .contains_key("vx0")
+    );
+    assert!(plan(&observed, &desired).ops.is_empty());
+}
+
+#[test]
+fn a_data_path_address_that_is_not_the_hosts_is_a_problem_with_a_remedy() {
+    let mut desired = desired(2, &[1], &[]);
+    desired.local.vtep = "192.168.2.1".parse().unwrap();
+    let problems = plan(&host(), &desired).problems;
+    let [Problem::DataPathNotHere { address }] = problems[..] else {
+        panic!("{problems:?}")
+    };
+    assert_eq!(address, desired.local.vtep, "its link is down");
+    assert!(problems[0].to_string().contains("--data-path-addr"));
+}
+
+#[test]
+fn the_overlay_is_as_much_narrower_as_vxlan_takes() {
+    let mut observed = host();
+    let host = observed.namespaces.get_mut(&Place::Host).unwrap();
+    host.links.get_mut("eth0").unwrap().mtu = Some(9000);
+    settle(&mut observed, &desired(1, &[1], &[]));
+    let mtu = |place: &Place, name: &str| observed.namespaces[place].links[name].mtu;
+    let task = Place::Task(id('t', 0));
+    for (place, name) in [
+        (&Place::Ingress, "br0"),
+        (&Place::Ingress, "vx0"),
+        (&task, "eth0"),
+    ] {
+        assert_eq!(mtu(place, name), Some(8950), "{name}");
+    }
+    assert_eq!(mtu(&Place::Ingress, "e1"), Some(9000));
+}
+
+#[test]
+fn what_an_earlier_agent_published_stays_until_it_is_known_to_be_wrong() {
+    let desired = desired(2, &[2], &[(8080, vec![0], false)]);
+    let mut observed = host();
+    settle(&mut observed, &desired);
+    // A new process knows nothing of the maps, and its programs are others.
+    observed.mesh = Ok(MeshMaps::default());
+    for namespace in observed.namespaces.values_mut() {
+        for attached in namespace.programs.values_mut() {
+            *attached = super::super::model::Attached::Outdated;
+        }
+    }
+    let ops = settle(&mut observed, &desired);
+    let published: Vec<_> = ops
+        .iter()
+        .filter(|op| matches!(op, Op::SetPublished(_)))
+        .map(Op::to_string)
+        .collect();
+    assert_eq!(published, ["publish 2 ports on the mesh"]);
+    let repeats = |op: &&Op| {
+        matches!(
+            op,
+            Op::Attach { .. }
+                | Op::SetMeshConfig(_)
+                | Op::SetNodeAddresses(_)
+                | Op::SetIngressMacs(_)
+                | Op::SetPublished(_)
+        )
+    };
+    assert!(
+        ops.iter().all(|op| repeats(&op)),
+        "nothing is rebuilt: {:?}",
+        texts(&ops)
+    );
+}
+
+#[test]
+fn a_link_that_is_no_uplink_any_more_loses_the_program() {
+    let desired = desired(1, &[], &[]);
+    let mut observed = host();
+    settle(&mut observed, &desired);
+    let host = observed.namespaces.get_mut(&Place::Host).unwrap();
+    host.addresses.retain(|(name, _)| name != "docker0");
+    let ops = texts(&settle(&mut observed, &desired));
+    assert!(
+        ops.contains(&"detach program mesh_uplink from docker0 in host".to_owned()),
+        "{ops:?}"
+    );
+    assert!(
+        ops.contains(&"delete address 172.17.0.1/32 from lo in ingress".to_owned()),
+        "{ops:?}"
+    );
+}
+
+#[derive(Clone, Debug)]
+enum Damage {
+    DeleteLink(Index),
+    DeleteNetns(Index),
+    SetDown(Index),
+    ChangeMac(Index),
+    ChangeMtu(Index),
+    Release(Index),
+    ChangePortFlags(Index),
+    Address(Index),
+    Route(Index),
+    Neighbour(Index),
+    Tunnel(Index),
+    Forward(Index),
+    Sysctl(Index),
+    Program(Index),
+    ClearIpvs,
+    IpvsService(Index),
+    Destination(Index),
+    Config,
+}
+
+fn damages() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        any::<Index>().prop_map(Damage::DeleteLink),
+        any::<Index>().prop_map(Damage::DeleteNetns),
+        any::<Index>().prop_map(Damage::SetDown),
+        any::<Index>().prop_map(Damage::ChangeMac),
+        any::<Index>().prop_map(Damage::ChangeMtu),
+        any::<Index>().prop_map(Damage::Release),
+        any::<Index>().prop_map(Damage::ChangePortFlags),
+        any::<Index>().prop_map(Damage::Address),
+        any::<Index>().prop_map(Damage::Route),
+        any::<Index>().prop_map(Damage::Neighbour),
+        any::<Index>().prop_map(Damage::Tunnel),
+        any::<Index>().prop_map(Damage::Forward),
+        any::<Index>().prop_map(Damage::Sysctl),
+        any::<Index>().prop_map(Damage::Program),
+        Just(Damage::ClearIpvs),
+        any::<Index>().prop_map(Damage::IpvsService),
+        any::<Index>().prop_map(Damage::Destination),
+        Just(Damage::Config),
+    ]
+}
+
+fn pick<T: Clone>(from: impl IntoIterator<Item = T>, index: &Index) -> Option<T> {
+    let all: Vec<T> = from.into_iter().collect();
+    (!all.is_empty()).then(|| index.get(&all).clone())
+}
+
+/// Changes one of these links.
+fn change(
+    observed: &mut Observed,
+    from: &[Device],
+    index: &Index,
+    change: &dyn Fn(&mut Link),
+) -> Option<Device> {
+    let (place, name) = pick(from.to_vec(), index)?;
+    change(observed.namespaces.get_mut(&place)?.links.get_mut(&name)?);
+    Some((place, name))
+}
+
+/// Breaks something of ours.
+fn damage(observed: &mut Observed, damage: &Damage) {
+    let ours = |place: &Place, name: &str| *place != Place::Host || name.starts_with("sw-");
+    let devices: Vec<_> = observed
+        .namespaces
+        .iter()
+        .flat_map(|(place, namespace)| {
+            namespace
+                .links
+                .keys()
+                .map(move |name| (place.clone(), name.clone()))
+        })
+        .filter(|(place, name)| ours(place, name))
+        .collect();
+    let others: Vec<_> = devices
+        .iter()
+        .filter(|(_, name)| name != "lo")
+        .cloned()
+        .collect();
+    let ingress = |observed: &mut Observed, change: &dyn Fn(&mut Namespace)| {
+        observed
+            .namespaces
+            .get_mut(&Place::Ingress)
+            .into_iter()
+            .for_each(change);
+    };
+    match damage {
+        Damage::DeleteLink(index) => {
+            if let Some(device) = pick(others, index) {
+                observed.apply(&Op::DeleteLink(device));
+            }
+        }
+        Damage::DeleteNetns(index) => {
+            let places = observed
+                .namespaces
+                .keys()
+                .filter(|place| **place != Place::Host);
+            if let Some(place) = pick(places.cloned(), index) {
+                observed.apply(&Op::DeleteNetns(place));
+            }
+        }
+        Damage::SetDown(index) => {
+            // What the kernel does when a link goes down.
+            if let Some((place, name)) = change(observed, &devices, index, &|link| link.up = false)
+            {
+                let namespace = observed.namespaces.get_mut(&place).unwrap();
+                namespace.routes.retain(|_, route| route.device != name);
+                namespace.neighbours.retain(|(of, _), _| *of != name);
+            }
+        }
+        Damage::ChangeMac(index) => {
+            let wrong = Mac([2, 0, 0, 0, 0, 1]);
+            let named: Vec<_> = others
+                .iter()
+                .filter(|device| observed.link(device).is_some_and(|link| link.mac.is_some()))
+                .cloned()
+                .collect();
+            if let Some(device) = pick(named, index) {
+                observed.apply(&Op::SetMac { device, mac: wrong });
+            }
+        }
+        Damage::ChangeMtu(index) => {
+            change(observed, &others, index, &|link| link.mtu = Some(1280));
+        }
+        Damage::Release(index) => {
+            change(observed, &others, index, &|link| {
+                link.master = None;
+                link.port = None;
+            });
+        }
+        Damage::ChangePortFlags(index) => {
+            change(observed, &others, index, &|link| {
+                if let Some(flags) = &mut link.port {
+                    flags.learning = !flags.learning;
+                }
+            });
+        }
+        Damage::Address(index) => {
+            let places = observed
+                .namespaces
+                .iter()
+                .filter(|(place, _)| **place != Place::Host);
+            let addresses: Vec<_> = places
+                .flat_map(|(place, namespace)| {
+                    namespace
+                        .addresses
+                        .iter()
+                        .map(move |entry| (place.clone(), entry.clone()))
+                })
+                .collect();
+            if let Some((place, (name, address))) = pick(addresses, index) {
+                observed.apply(&Op::DeleteAddress {
+                    device: (place, name),
+                    address,
+                });
+            }
+        }
+        Damage::Route(index) => ingress(observed, &|namespace| {
+            if let Some(to) = pick(namespace.routes.keys().copied(), index) {
+                namespace.routes.remove(&to);
+            }
+        }),
+        Damage::Neighbour(index) => ingress(observed, &|namespace| {
+            if let Some(key) = pick(namespace.neighbours.keys().cloned(), index) {
+                namespace.neighbours.remove(&key);
+            }
+        }),
+        Damage::Tunnel(index) => ingress(observed, &|namespace| {
+            if let Some(mac) = pick(namespace.tunnels.keys().copied(), index) {
+                namespace.tunnels.insert(mac, ip(9, 9));
+            }
+        }),
+        Damage::Forward(index) => ingress(observed, &|namespace| {
+            if let Some(mac) = pick(namespace.forwards.keys().copied(), index) {
+                namespace.forwards.remove(&mac);
+            }
+        }),
+        Damage::Sysctl(index) => ingress(observed, &|namespace| {
+            if let Some(key) = pick(namespace.sysctls.keys().cloned(), index) {
+                namespace.sysctls.insert(key, Some("7".to_owned()));
+            }
+        }),
+        Damage::Program(index) => {
+            for namespace in observed.namespaces.values_mut() {
+                if let Some(key) = pick(namespace.programs.keys().cloned(), index) {
+                    namespace.programs.remove(&key);
+                }
+            }
+        }
+        Damage::ClearIpvs => observed.ipvs = Ok(IpvsTable::new()),
+        Damage::IpvsService(index) => {
+            let table = observed.ipvs.as_mut().unwrap();
+            if let Some(key) = pick(table.keys().copied(), index) {
+                table.remove(&key);
+            }
+        }
+        Damage::Destination(index) => {
+            let table = observed.ipvs.as_mut().unwrap();
+            if let Some(key) = pick(table.keys().copied(), index) {
+                let destinations = &mut table.get_mut(&key).unwrap().destinations;
+                for config in destinations.values_mut() {
+                    config.weight += 7;
+                }
+                destinations.pop_first();
+            }
+        }
+        Damage::Config => observed.mesh.as_mut().unwrap().config = None,
+    }
+}
+
+fn desires() -> impl Strategy<Value = Desired> {
+    (
+        1..5_u8,
+        vec(1..5_u8, 0..6),
+        vec(
+            (8080..8084_u16, vec(any::<Index>(), 0..5), any::<bool>()),
+            0..4,
+        ),
+    )
+        .prop_map(|(nodes, tasks, services)| {
+            let services: Vec<_> = services
+                .into_iter()
+                .map(|(port, members, draining)| {
+                    let members: BTreeSet<usize> = members
+                        .iter()
+                        .filter_map(|index| pick(0..tasks.len(), index))
+                        .collect();
+                    (port, members.into_iter().collect(), draining)
+                })
+                .collect();
+            desired(nodes, &tasks, &services)
+        })
+}
+
+/// Whether a packet for anything published finds a balancer, and from there every task.
+fn published_ports_work(observed: &Observed) -> Result<(), String> {
+    let (Ok(maps), Ok(table)) = (&observed.mesh, &observed.ipvs) else {
+        return Ok(());
+    };
+    let ingress = observed.namespaces.get(&Place::Ingress);
+    for published in maps
+        .published
+        .iter()
+        .flatten()
+        .map(|(published, _)| published)
+    {
+        let key = ServiceKey::Address {
+            protocol: swarm_ipvs::Protocol::TCP,
+            address: published.address,
+            port: published.port,
+        };
+        let balanced = table
+            .get(&key)
+            .ok_or(format!("{published:?} has no service"))?;
+        let ingress = ingress.ok_or("no ingress namespace")?;
+        for destination in balanced.destinations.keys() {
+            let mac = Mac::of(destination.address);
+            let neighbour = ("br0".to_owned(), destination.address);
+            if !ingress.neighbours.contains_key(&neighbour) || !ingress.forwards.contains_key(&mac)
+            {
+                return Err(format!("{destination} of {published:?} cannot be reached"));
+            }
+            if ingress.forwards[&mac] == "vx0" && !ingress.tunnels.contains_key(&mac) {
+                return Err(format!("{destination} of {published:?} is at no node"));
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn any_state_leads_to_any_other_in_one_pass(before in desires(), after in desires()) {
+        let mut observed = host();
+        settle(&mut observed, &before);
+        prop_assert_eq!(texts(&plan(&observed, &before).ops), Vec::<String>::new());
+        settle(&mut observed, &after);
+        prop_assert_eq!(texts(&plan(&observed, &after).ops), Vec::<String>::new());
+        // What was before leaves no trace.
+        let mut fresh = host();
+        settle(&mut fresh, &after);
+        prop_assert_eq!(observed, fresh);
+    }
+
+    #[test]
+    fn at_every_step_what_is_published_works(before in desires(), after in desires()) {
+        let mut observed = host();
+        for desired in [&before, &after] {
+            for op in plan(&observed, desired).ops {
+                observed.apply(&op);
+                let works = published_ports_work(&observed);
+                prop_assert!(works.is_ok(), "after {}: {:?}", op, works);
+            }
+        }
+    }
+
+    #[test]
+    fn any_damage_is_put_right_in_one_pass(
+        desired in desires(),
+        damages in vec(damages(), 1..6),
+    ) {
+        let mut observed = host();
+        settle(&mut observed, &desired);
+        let whole = observed.clone();
+        for item in &damages {
+            damage(&mut observed, item);
+        }
+        settle(&mut observed, &desired);
+        prop_assert_eq!(texts(&plan(&observed, &desired).ops), Vec::<String>::new());
+        // Settings that were not looked at count as made; everything else is as it was.
+        prop_assert_eq!(observed, whole);
+    }
+
+    #[test]
+    fn teardown_leaves_what_is_not_ours_and_nothing_else(desired in desires()) {
+        let mut observed = host();
+        settle(&mut observed, &desired);
+        for op in teardown(&observed) {
+            observed.apply(&op);
+        }
+        let mut expected = host();
+        // The host's settings of our link are gone with it.
+        expected.ipvs = Ok(IpvsTable::new());
+        prop_assert_eq!(observed, expected);
+    }
+
+    #[test]
+    fn links_of_others_are_not_touched(before in desires(), after in desires()) {
+        let mut observed = host();
+        let mut ops = settle(&mut observed, &before);
+        ops.extend(settle(&mut observed, &after));
+        ops.extend(teardown(&observed));
+        for op in ops {
+            match &op {
+                Op::Attach { program: Program::MeshUplink, .. }
+                | Op::Detach { program: Program::MeshUplink, .. } => {}
+                Op::SetSysctl { place: Place::Host, key, .. } => {
+                    prop_assert!(key.contains("/sw-e1h/"), "{}", op);
+                }
+                op => {
+                    let ours = !op.to_string().contains("in host") || op.to_string().contains("sw-");
+                    prop_assert!(ours, "{}", op);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! When to look and to act: on a new desired state, on a change in the kernel, and every so often.
+//!
+//! All of it happens on one thread of its own, named `network`: a pass is a few milliseconds of
+//! system calls that have no business on a runtime's worker, and nothing else touches the kernel's
+//! networks. The thread outlives no [`Reconciler`], and what it made outlives the thread.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rtnetlink::MulticastGroup;
+use swarm_model::TaskId;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::error_text::error_text;
+
+use super::desired::Desired;
+use super::kernel::{Failure, Kernel, KernelError};
+use super::model::Place;
+use super::monitor::{Monitor, MonitorError};
+use super::names::NETNS_DIR;
+use super::pass::Pass;
+use super::wanted::Problem;
+
+/// Between two passes without an event. IPVS and eBPF tell nobody when they change: what an operator
+/// breaks there is put right within this time.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Changes in the kernel come in bursts: this long after the first of them a pass begins.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// The shortest time between two passes because of events, so that a host on which links change all
+/// the time spends it on other things. A new desired state does not wait.
+const MIN_EVENT_SPACING: Duration = Duration::from_millis(250);
+
+/// How long a caller waits for a pass. One takes milliseconds; tens of thousands of tasks, or a
+/// kernel that loads a module, seconds.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Requests waiting for the thread. Each holds up its caller, so more than the tasks being started
+/// at one time are never there.
+const MAX_REQUESTS: usize = 256;
+
+/// What changes in the host's namespace concern us.
+const HOST_GROUPS: [MulticastGroup; 3] = [
+    MulticastGroup::Link,
+    MulticastGroup::Tc,
+    MulticastGroup::Ipv4Ifaddr,
+];
+
+/// In the ingress namespace everything does; nothing there changes unless somebody changes it.
+const INGRESS_GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Neigh,
+    MulticastGroup::Tc,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+];
+
+/// Where a node keeps its things.
+#[derive(Clone, Debug)]
+pub(crate) struct NetworkConfig {
+    /// Namespaces are mounted in `netns` under this.
+    pub(crate) run_dir: PathBuf,
+    /// eBPF maps are pinned under this.
+    pub(crate) bpffs_dir: PathBuf,
+}
+
+/// How far the kernel is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Applied {
+    /// The generation that the kernel corresponded to when a pass last found or made it so; nothing
+    /// before the first. Failures at a single local task do not count, nor do
+    /// [`problems`](Self::problems): no traffic is taken in on account of those.
+    pub(crate) generation: Option<u64>,
+    /// Parts of the desired state that this host cannot have, with the remedy.
+    pub(crate) problems: Vec<Problem>,
+    /// What failed in the last pass; it is tried again.
+    pub(crate) failures: Vec<Arc<Failure>>,
+}
+
+impl Applied {
+    /// Problems and failures for a person.
+    pub(super) fn texts(&self) -> Vec<String> {
+        let problems = self.problems.iter().map(Problem::to_string);
+        let failures = self
+            .failures
+            .iter()
+            .map(|failure| error_text(failure.as_ref()));
+        problems.chain(failures).collect()
+    }
+}
+
+/// Why the networks could not be brought to what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    /// No thread.
+    #[error("start the network thread")]
+    Start(#[source] io::Error),
+    /// The host's namespace cannot be used.
+    #[error("open the host's network namespace")]
+    Open(#[source] KernelError),
+    /// The kernel could not be read.
+    #[error(transparent)]
+    Observe(Arc<Failure>),
+    /// The kernel cannot be listened to.
+    #[error("listen for changes of the networks")]
+    Monitor(#[from] MonitorError),
+    /// Nothing was desired yet, so that there is no network to connect to.
+    #[error("connect task {0}: this node is not connected to the ingress network yet")]
+    NotConnected(TaskId),
+    /// A task's namespace could not be made.
+    #[error("connect task {task}")]
+    Prepare {
+        /// The task.
+        task: TaskId,
+        /// The first of what failed.
+        #[source]
+        source: Arc<Failure>,
+    },
+    /// A task's namespace could not be removed.
+    #[error("disconnect task {task}")]
+    Release {
+        /// The task.
+        task: TaskId,
+        /// The first of what failed.
+        #[source]
+        source: Arc<Failure>,
+    },
+    /// Something is left.
+    #[error("remove the networks, {failed} steps failed")]
+    Teardown {
+        /// How many steps.
+        failed: usize,
+        /// The first of what failed.
+        #[source]
+        source: Arc<Failure>,
+    },
+    /// The thread is busy.
+    #[error("the network thread did not answer within {} s", REQUEST_DEADLINE.as_secs())]
+    Deadline,
+    /// The thread has ended.
+    #[error("the network thread has stopped")]
+    Stopped,
+}
+
+/// The node's networks. Clones are the same one; the thread ends with the last of them, and leaves
+/// everything in place.
+#[derive(Clone, Debug)]
+pub(crate) struct Reconciler {
+    desired: watch::Sender<Option<(Arc<Desired>, u64)>>,
+    requests: mpsc::Sender<Request>,
+    applied: watch::Receiver<Applied>,
+}
+
+#[derive(Debug)]
+enum Request {
+    Prepare {
+        task: TaskId,
+        address: IpAddr,
+        reply: oneshot::Sender<Result<PathBuf, NetworkError>>,
+    },
+    Release {
+        task: TaskId,
+        reply: oneshot::Sender<Result<(), NetworkError>>,
+    },
+    Teardown {
+        reply: oneshot::Sender<Result<(), NetworkError>>,
+    },
+}
+
+impl Reconciler {
+    /// Starts the thread, and waits the moment that takes. The calling thread's network namespace
+    /// is the host's. Nothing is changed before [`apply`](Self::apply) has said what is desired.
+    pub(crate) fn start(config: &NetworkConfig) -> Result<Self, NetworkError> {
+        let config = config.clone();
+        let (desired, desired_changes) = watch::channel(None);
+        let (applied_changes, applied) = watch::channel(Applied::default());
+        let (requests, incoming) = mpsc::channel(MAX_REQUESTS);
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let work = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(NetworkError::Start(error)))),
+            };
+            runtime.block_on(async {
+                match Shell::new(&config, applied_changes, desired_changes, incoming) {
+                    Ok(shell) => {
+                        let _ = started.send(Ok(()));
+                        shell.run().await;
+                    }
+                    Err(error) => drop(started.send(Err(error))),
+                }
+            });
+        };
+        // A new thread is in the namespace of the one that starts it.
+        let thread = thread::Builder::new().name("network".to_owned());
+        thread.spawn(work).map_err(NetworkError::Start)?;
+        start.recv().map_err(|_| NetworkError::Stopped)??;
+        Ok(Self {
+            desired,
+            requests,
+            applied,
+        })
+    }
+
+    /// Sets what is desired. [`applied`](Self::applied) tells when it is so; a later call replaces
+    /// an earlier one, also one that was never carried out.
+    pub(crate) fn apply(&self, desired: Arc<Desired>, generation: u64) {
+        self.desired.send_replace(Some((desired, generation)));
+    }
+
+    /// How far the kernel is, as it changes.
+    pub(crate) fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.clone()
+    }
+
+    /// Makes the namespace of a local task and connects it to the ingress network, and returns
+    /// where it is mounted. The task counts as desired from here until it is
+    /// [released](Self::release_task), also when the desired state does not list it yet. Repeatable.
+    pub(crate) async fn prepare_task(
+        &self,
+        task: &TaskId,
+        address: IpAddr,
+    ) -> Result<PathBuf, NetworkError> {
+        self.request(|reply| Request::Prepare {
+            task: task.clone(),
+            address,
+            reply,
+        })
+        .await
+    }
+
+    /// Disconnects a local task and removes its namespace, also while the desired state still lists
+    /// it. Its container should have ended. Repeatable.
+    pub(crate) async fn release_task(&self, task: &TaskId) -> Result<(), NetworkError> {
+        self.request(|reply| Request::Release {
+            task: task.clone(),
+            reply,
+        })
+        .await
+    }
+
+    /// Removes everything of ours from the kernel, for a node that leaves its swarm. Nothing is
+    /// desired afterwards, until [`apply`](Self::apply) is called again.
+    pub(crate) async fn teardown(&self) -> Result<(), NetworkError> {
+        self.request(|reply| Request::Teardown { reply }).await
+    }
+
+    async fn request<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, NetworkError>>) -> Request,
+    ) -> Result<T, NetworkError> {
+        let (reply, answer) = oneshot::channel();
+        let exchange = async {
+            self.requests
+                .send(request(reply))
+                .await
+                .map_err(|_| NetworkError::Stopped)?;
+            answer.await.map_err(|_| NetworkError::Stopped)?
+        };
+        tokio::time::timeout(REQUEST_DEADLINE, exchange)
+            .await
+            .map_err(|_| NetworkError::Deadline)?
+    }
+}
+
+/// The thread's loop.
+struct Shell {
+    pass: Pass,
+    host: Monitor,
+    ingress: Option<Monitor>,
+    desired: watch::Receiver<Option<(Arc<Desired>, u64)>>,
+    requests: mpsc::Receiver<Request>,
+}
+
+impl Shell {
+    fn new(
+        config: &NetworkConfig,
+        applied: watch::Sender<Applied>,
+        desired: watch::Receiver<Option<(Arc<Desired>, u64)>>,
+        requests: mpsc::Receiver<Request>,
+    ) -> Result<Self, NetworkError> {
+        let kernel = Kernel::new(config.run_dir.join(NETNS_DIR), config.bpffs_dir.clone())
+            .map_err(NetworkError::Open)?;
+        let host = Monitor::open(&kernel.open[&Place::Host].netns, &HOST_GROUPS)?;
+        let pass = Pass::new(kernel, applied);
+        Ok(Self {
+            pass,
+            host,
+            ingress: None,
+            desired,
+            requests,
+        })
+    }
+
+    async fn run(mut self) {
+        let mut interval = tokio::time::interval(INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_event_pass: Option<Instant> = None;
+        let mut due: Option<Instant> = None;
+        loop {
+            tokio::select! {
+                // Without a sender left there is nobody to work for.
+                changed = self.desired.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let desired = self.desired.borrow_and_update().clone();
+                    self.pass.desire(desired);
+                    self.pass.run();
+                }
+                request = self.requests.recv() => match request {
+                    Some(request) => self.answer(request),
+                    None => return,
+                },
+                () = event(&mut self.host, self.ingress.as_mut()), if due.is_none() => {
+                    let now = Instant::now();
+                    let spaced = last_event_pass.map(|last| last + MIN_EVENT_SPACING);
+                    due = Some(spaced.map_or(now, |spaced| spaced.max(now)) + DEBOUNCE);
+                }
+                () = until(due) => {
+                    due = None;
+                    last_event_pass = Some(Instant::now());
+                    self.pass.run();
+                }
+                _ = interval.tick() => self.pass.run(),
+            }
+            self.watch_ingress();
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        // A caller that has given up is not told.
+        match request {
+            Request::Prepare {
+                task,
+                address,
+                reply,
+            } => {
+                let _ = reply.send(self.pass.prepare(task, address));
+            }
+            Request::Release { task, reply } => {
+                let _ = reply.send(self.pass.release(task));
+            }
+            Request::Teardown { reply } => {
+                let _ = reply.send(self.pass.teardown());
+            }
+        }
+    }
+
+    /// Listens to the ingress namespace that there is now.
+    fn watch_ingress(&mut self) {
+        let Some(connection) = self.pass.kernel.open.get(&Place::Ingress) else {
+            self.ingress = None;
+            return;
+        };
+        if self
+            .ingress
+            .as_ref()
+            .is_some_and(|monitor| monitor.watches(&connection.netns))
+        {
+            return;
+        }
+        self.ingress = Monitor::open(&connection.netns, &INGRESS_GROUPS)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    error = error_text(error),
+                    "the ingress network is not listened to"
+                );
+            })
+            .ok();
+    }
+}
+
+/// Waits for a change in either namespace.
+async fn event(host: &mut Monitor, ingress: Option<&mut Monitor>) {
+    let in_ingress = async {
+        match ingress {
+            Some(monitor) => monitor.changed().await,
+            None => std::future::pending().await,
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = host.changed() => outcome,
+        outcome = in_ingress => outcome,
+    };
+    if let Err(error) = outcome {
+        tracing::warn!(
+            error = error_text(&error),
+            "cannot wait for changes of the networks"
+        );
+        // The runtime is unwell; the interval goes on.
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

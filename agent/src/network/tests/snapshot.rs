@@ -1,0 +1,143 @@
+//! What `ip`, `bridge` and `tc` say of a node, as lines that do not depend on indexes or on chance.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use swarm_model::TaskId;
+
+use super::world::{Node, try_command};
+use crate::network::netns::Netns;
+
+/// Everything of ours in the host's, the ingress and the tasks' namespaces.
+pub(super) fn snapshot(node: &Node, tasks: &[&TaskId]) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    read(&mut lines, "host", &node.host, |name| {
+        name.starts_with("sw-") || name == "eth0"
+    });
+    if let Some(ingress) = node.try_ingress() {
+        read(&mut lines, "ingress", &ingress, |_| true);
+    }
+    for task in tasks {
+        read(
+            &mut lines,
+            &format!("task {task}"),
+            &node.task(task),
+            |_| true,
+        );
+    }
+    lines
+}
+
+/// What is only in one of the two.
+pub(super) fn differences(before: &BTreeSet<String>, after: &BTreeSet<String>) -> Vec<String> {
+    let lost = before.difference(after).map(|line| format!("- {line}"));
+    lost.chain(after.difference(before).map(|line| format!("+ {line}")))
+        .collect()
+}
+
+fn json(netns: &Netns, line: &str) -> Vec<Value> {
+    let text = try_command(netns, line).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+fn read(lines: &mut BTreeSet<String>, place: &str, netns: &Netns, ours: impl Fn(&str) -> bool) {
+    let mut add = |line: String| lines.insert(format!("{place}: {line}"));
+    for link in json(netns, "ip -d -j link show") {
+        let name = link["ifname"].as_str().unwrap_or_default();
+        if !ours(name) {
+            continue;
+        }
+        let up = link["flags"].to_string().contains("\"UP\"");
+        let info = &link["linkinfo"];
+        let mut parts = vec![format!(
+            "up {up} mtu {} master {}",
+            link["mtu"], link["master"]
+        )];
+        parts.push(format!("kind {}", info["info_kind"]));
+        for key in ["id", "local", "port", "learning"] {
+            parts.push(format!("{key} {}", info["info_data"][key]));
+        }
+        for key in [
+            "learning",
+            "flood",
+            "mcast_flood",
+            "bcast_flood",
+            "neigh_suppress",
+        ] {
+            parts.push(format!("port {key} {}", info["info_slave_data"][key]));
+        }
+        // Those of the ports are drawn by the kernel.
+        if ["br0", "e1", "sw-e1h", "eth0"].contains(&name) {
+            parts.push(format!("mac {}", link["address"]));
+        }
+        add(format!("link {name} {}", parts.join(" ")));
+        for hook in hooks(name) {
+            let filters = try_command(netns, &format!("tc filter show dev {name} {hook}"));
+            for word in filters.unwrap_or_default().split_whitespace() {
+                if ["mesh_", "flow_"]
+                    .iter()
+                    .any(|prefix| word.starts_with(prefix))
+                {
+                    add(format!("filter {name} {hook} {word}"));
+                }
+            }
+        }
+        for key in ["rp_filter", "send_redirects"] {
+            let path = format!("/proc/sys/net/ipv4/conf/{name}/{key}");
+            let value = netns
+                .run(|| std::fs::read_to_string(path))
+                .unwrap()
+                .unwrap_or_default();
+            if place == "ingress" && name != "lo" && name != "vx0" && !name.starts_with('t') {
+                add(format!("{name} {key} {}", value.trim()));
+            }
+        }
+    }
+    for link in json(netns, "ip -j -4 addr show scope global") {
+        let name = link["ifname"].as_str().unwrap_or_default();
+        for address in link["addr_info"].as_array().into_iter().flatten() {
+            add(format!(
+                "address {name} {}/{}",
+                address["local"], address["prefixlen"]
+            ));
+        }
+    }
+    for route in json(netns, "ip -j -4 route show") {
+        add(format!(
+            "route {} via {} dev {}",
+            route["dst"], route["gateway"], route["dev"]
+        ));
+    }
+    for entry in json(netns, "ip -j -4 neigh show nud permanent") {
+        add(format!(
+            "neighbour {} {} {}",
+            entry["dst"], entry["dev"], entry["lladdr"]
+        ));
+    }
+    if place == "ingress" {
+        for entry in json(netns, "bridge -j fdb show") {
+            let of_bridge = entry["master"].is_string() && entry["state"] == "static";
+            if of_bridge || entry["dst"].is_string() {
+                let (mac, name) = (&entry["mac"], &entry["ifname"]);
+                add(format!(
+                    "fdb {mac} {name} {} {}",
+                    entry["dst"], entry["state"]
+                ));
+            }
+        }
+        let forward = netns.run(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward"));
+        add(format!(
+            "ip_forward {}",
+            forward.unwrap().unwrap_or_default().trim()
+        ));
+    }
+}
+
+/// Where our programs could be on a link.
+fn hooks(name: &str) -> &'static [&'static str] {
+    match name {
+        "lo" | "br0" | "vx0" | "e1" => &[],
+        "eth0" | "sw-e1h" => &["ingress"],
+        _ => &["ingress", "egress"],
+    }
+}

@@ -1,0 +1,361 @@
+//! Nodes on one wire, each with namespaces of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use swarm_model::{NodeId, ServiceId, TaskId};
+use tempfile::TempDir;
+
+use crate::network::desired::{
+    Backend, Desired, IngressNetwork, LocalNode, Peer, Port, Protocol, Service, Task,
+};
+use crate::network::netns::{Netns, NetnsDir};
+use crate::network::reconcile::{NetworkConfig, Reconciler};
+
+/// How long anything may take that should be there within two intervals between passes: as long as
+/// an emulated machine needs for it that has other things to do.
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Where these tests can run; nothing where not, after saying so.
+pub(super) fn as_root() -> Option<()> {
+    if nix::unistd::Uid::effective().is_root() {
+        return Some(());
+    }
+    assert!(
+        !required("SWARM_TEST_REQUIRE_KERNEL"),
+        "these tests need root"
+    );
+    eprintln!("SKIPPED: needs root");
+    None
+}
+
+fn required(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
+fn id<T: std::str::FromStr>(kind: char, number: u8) -> T {
+    let text = format!("{kind}{number:03}{:021}", 0);
+    text.parse().unwrap_or_else(|_| panic!("{text} is an id"))
+}
+
+pub(super) fn task_id(number: u8) -> TaskId {
+    id('t', number)
+}
+
+/// The address of a task made by [`task_id`].
+pub(super) fn address_of(task: &TaskId) -> IpAddr {
+    let number: u8 = task.as_str()[1..4].parse().unwrap();
+    IpAddr::from([10, 255, 1, number])
+}
+
+/// Runs a program inside a namespace and returns what it printed.
+pub(super) fn command(netns: &Netns, line: &str) -> String {
+    try_command(netns, line).unwrap_or_else(|| panic!("{line} did not succeed"))
+}
+
+/// The same; nothing where it fails or does not exist.
+pub(super) fn try_command(netns: &Netns, line: &str) -> Option<String> {
+    let mut words = line.split_whitespace();
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
+    let output = netns.run(|| command.output()).unwrap().ok()?;
+    if !output.status.success() {
+        eprintln!("{line}: {}", String::from_utf8_lossy(&output.stderr));
+        return None;
+    }
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Whether a condition comes true within a time.
+pub(super) fn within(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + time;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub(super) fn listen(netns: &Netns, port: u16) -> TcpListener {
+    netns
+        .run(|| TcpListener::bind(("0.0.0.0", port)))
+        .unwrap()
+        .unwrap()
+}
+
+pub(super) fn connect(netns: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
+    netns
+        .run(|| TcpStream::connect_timeout(&to, DEADLINE))
+        .unwrap()
+}
+
+/// One node.
+pub(super) struct Node {
+    pub(super) host: Netns,
+    pub(super) config: NetworkConfig,
+    reconciler: Option<Reconciler>,
+}
+
+impl Node {
+    pub(super) fn reconciler(&self) -> &Reconciler {
+        self.reconciler.as_ref().expect("started")
+    }
+
+    pub(super) fn netns_path(&self, name: &str) -> PathBuf {
+        self.config.run_dir.join("netns").join(name)
+    }
+
+    fn netns(&self, name: &str) -> Option<Netns> {
+        NetnsDir::new(self.config.run_dir.join("netns"))
+            .open(name)
+            .unwrap()
+    }
+
+    pub(super) fn try_ingress(&self) -> Option<Netns> {
+        self.netns("ingress")
+    }
+
+    pub(super) fn ingress(&self) -> Netns {
+        self.try_ingress().expect("an ingress namespace")
+    }
+
+    pub(super) fn task(&self, task: &TaskId) -> Netns {
+        self.netns(&format!("task-{task}"))
+            .expect("a namespace of the task")
+    }
+
+    fn start(&mut self) {
+        let Self { host, config, .. } = self;
+        self.reconciler = Some(host.run(|| Reconciler::start(config)).unwrap().unwrap());
+    }
+}
+
+/// Nodes 1 to n at 192.0.2.n, and a client at 192.0.2.100, on one wire.
+pub(super) struct World {
+    nodes: Vec<Node>,
+    pub(super) client: Netns,
+    generation: AtomicU64,
+    _wire: Netns,
+    bpffs: PathBuf,
+    _dir: TempDir,
+}
+
+impl World {
+    /// Nodes whose networks are looked after.
+    pub(super) fn new(nodes: u8) -> Self {
+        let mut world = Self::bare(nodes);
+        world.nodes.iter_mut().for_each(Node::start);
+        world
+    }
+
+    /// Nodes that are left alone.
+    pub(super) fn bare(nodes: u8) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bpffs = dir.path().join("bpf");
+        std::fs::create_dir(&bpffs).unwrap();
+        mount(
+            Some("bpf"),
+            &bpffs,
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+        let wire = Netns::anonymous().unwrap();
+        command(&wire, "ip link add wire type bridge");
+        command(&wire, "ip link set wire up");
+        let plug = |number: u8| {
+            let netns = Netns::anonymous().unwrap();
+            let name = format!("p{number}");
+            command(
+                &netns,
+                &format!("ip link add eth0 type veth peer name {name}"),
+            );
+            // By file descriptor: the namespace has no name.
+            hand_over(&netns, &name, &wire);
+            command(&wire, &format!("ip link set {name} master wire up"));
+            command(&netns, &format!("ip addr add 192.0.2.{number}/24 dev eth0"));
+            command(&netns, "ip link set eth0 up");
+            command(&netns, "ip link set lo up");
+            command(&netns, "ip route add default via 192.0.2.254");
+            netns
+        };
+        let node = |number| Node {
+            host: plug(number),
+            config: NetworkConfig {
+                run_dir: dir.path().join(format!("run{number}")),
+                bpffs_dir: bpffs.join(format!("node{number}")),
+            },
+            reconciler: None,
+        };
+        Self {
+            nodes: (1..=nodes).map(node).collect(),
+            client: plug(100),
+            generation: AtomicU64::new(0),
+            _wire: wire,
+            bpffs,
+            _dir: dir,
+        }
+    }
+
+    pub(super) fn node(&self, number: usize) -> &Node {
+        &self.nodes[number - 1]
+    }
+
+    /// Ends a node's reconciler, and waits until it has ended.
+    pub(super) fn stop(&mut self, number: usize) {
+        let reconciler = self.nodes[number - 1].reconciler.take().expect("started");
+        let applied = reconciler.applied();
+        drop(reconciler);
+        let ended = within(DEADLINE, || applied.has_changed().is_err());
+        assert!(ended, "the thread did not end with its last owner");
+    }
+
+    /// Starts another.
+    pub(super) fn start(&mut self, number: usize) {
+        self.nodes[number - 1].start();
+    }
+
+    /// What `node` is told of tasks (number, node) and services (port, task numbers).
+    pub(super) fn desired(
+        &self,
+        node: u8,
+        tasks: &[(u8, u8)],
+        services: &[(u16, &[u8])],
+    ) -> Desired {
+        let node_id = |number| id::<NodeId>('n', number);
+        let ingress = |number: u8| IpAddr::from([10, 255, 0, number]);
+        let vtep = |number: u8| IpAddr::from([192, 0, 2, number]);
+        let all = 1..=u8::try_from(self.nodes.len()).unwrap();
+        Desired {
+            local: LocalNode {
+                id: node_id(node),
+                vtep: vtep(node),
+                ingress: ingress(node),
+            },
+            network: IngressNetwork {
+                vni: 4096,
+                subnet: "10.255.0.0/16".parse().unwrap(),
+            },
+            peers: all
+                .filter(|number| *number != node)
+                .map(|number| {
+                    (
+                        node_id(number),
+                        Peer {
+                            ingress: ingress(number),
+                            vtep: vtep(number),
+                        },
+                    )
+                })
+                .collect(),
+            tasks: tasks
+                .iter()
+                .map(|(task, on)| {
+                    let task = task_id(*task);
+                    (
+                        task.clone(),
+                        Task {
+                            address: address_of(&task),
+                            node: node_id(*on),
+                        },
+                    )
+                })
+                .collect(),
+            local_tasks: tasks
+                .iter()
+                .filter(|(_, on)| *on == node)
+                .map(|(task, _)| (task_id(*task), address_of(&task_id(*task))))
+                .collect(),
+            services: (1..)
+                .zip(services)
+                .map(|(index, (published, members))| {
+                    let backend = |task: &u8| Backend {
+                        address: address_of(&task_id(*task)),
+                        weight: 1,
+                    };
+                    let port = Port {
+                        protocol: Protocol::Tcp,
+                        published: *published,
+                        target: 80,
+                    };
+                    let service = Service {
+                        index,
+                        ports: vec![port],
+                        backends: members.iter().map(backend).collect(),
+                    };
+                    (id::<ServiceId>('s', u8::try_from(index).unwrap()), service)
+                })
+                .collect::<BTreeMap<_, _>>(),
+        }
+    }
+
+    /// Tells every node and waits until every kernel is so.
+    pub(super) async fn place(&self, tasks: &[(u8, u8)], services: &[(u16, &[u8])]) {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        for (number, node) in (1..).zip(&self.nodes) {
+            let desired = Arc::new(self.desired(number, tasks, services));
+            node.reconciler().apply(desired, generation);
+        }
+        for node in &self.nodes {
+            let mut applied = node.reconciler().applied();
+            let reached = applied.wait_for(|applied| applied.generation == Some(generation));
+            if tokio::time::timeout(DEADLINE, reached).await.is_err() {
+                panic!(
+                    "not applied: {:#?}",
+                    node.reconciler().applied().borrow().failures
+                );
+            }
+        }
+    }
+
+    /// Whether the kernel balances; false after saying so.
+    pub(super) fn has_ipvs(&self) -> bool {
+        let problems = self.nodes[0]
+            .reconciler()
+            .applied()
+            .borrow()
+            .problems
+            .clone();
+        if problems.is_empty() {
+            return true;
+        }
+        assert!(!required("SWARM_TEST_REQUIRE_IPVS"), "{problems:?}");
+        eprintln!("SKIPPED: {problems:?}");
+        false
+    }
+}
+
+/// Moves a link to another namespace that has no name.
+fn hand_over(from: &Netns, name: &str, to: &Netns) {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let path = format!("/proc/{}/fd/{}", std::process::id(), to.as_fd().as_raw_fd());
+    command(from, &format!("ip link set {name} netns {path}"));
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for number in 1..=self.nodes.len() {
+            if self.node(number).reconciler.is_some() && !std::thread::panicking() {
+                self.stop(number);
+            }
+            let node = self.node(number);
+            let dir = NetnsDir::new(node.config.run_dir.join("netns"));
+            for name in dir.list().unwrap_or_default() {
+                let _ = dir.delete(&name);
+            }
+        }
+        let _ = umount2(&self.bpffs, MntFlags::MNT_DETACH);
+    }
+}

@@ -1,0 +1,309 @@
+//! A node in a swarm: session, worker, network and, on a manager, the manager process.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prost::Message as _;
+use swarm_api::v1;
+use swarm_model::{NodeDescription, Platform, Role, Task, TaskId, TaskStatus};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::control_process::{ControlProcess, Running};
+use crate::config::Config;
+use crate::identity::{Connector, Credentials, Membership, StateStore, TlsError};
+use crate::network::{NetworkConfig, NetworkError, Reconciler};
+use crate::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
+use crate::runtime::{Runtime, RuntimeError};
+use crate::session::{Assigned, Report, Session};
+use crate::worker::{NetworkFeed, TaskNetwork, Worker};
+
+/// How long everything has to end when the agent stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a member could not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ActiveError {
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// A running member.
+pub(super) struct Active {
+    membership: Membership,
+    report: watch::Receiver<Report>,
+    problem: watch::Receiver<String>,
+    network: Arc<Reconciler>,
+    runtime: Arc<dyn Runtime>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Active {
+    /// Starts everything; what runs already is adopted.
+    pub(super) async fn start(
+        config: &Config,
+        state: &StateStore,
+        membership: Membership,
+        credentials: &Credentials,
+        control: Option<(ControlProcess, Running)>,
+    ) -> Result<Self, ActiveError> {
+        let connector = Connector::with_certificate(credentials)?;
+        let runtime: Arc<dyn Runtime> = Arc::new(
+            ContainerdRuntime::connect(ContainerdConfig {
+                socket: config.containerd_socket.clone(),
+                namespace: config.containerd_namespace.clone(),
+                registry_hosts_dir: config.registry_hosts_dir.clone(),
+                tasks_dir: config.state_dir.join("tasks"),
+            })
+            .await?,
+        );
+        let network = Arc::new(
+            Reconciler::start(&NetworkConfig {
+                run_dir: config.run_dir.clone(),
+                bpffs_dir: config.bpffs_dir.clone(),
+            })?,
+        );
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+
+        let assigned = watch::Sender::new(Arc::new(last_assigned(state)));
+        let statuses = watch::Sender::new(Arc::new(BTreeMap::<TaskId, TaskStatus>::new()));
+        let applied = watch::Sender::new((0, 0));
+        let report = watch::Sender::new(Report {
+            connected: false,
+            error: "no session with a manager yet".to_owned(),
+            managers: membership.managers.clone(),
+        });
+        let problem = watch::Sender::new(String::new());
+
+        let feed = NetworkFeed {
+            node_id: membership.node_id.clone(),
+            network: network.clone(),
+            assigned: assigned.subscribe(),
+            statuses: statuses.subscribe(),
+            applied: applied.clone(),
+            problem: problem.clone(),
+        };
+        tasks.spawn(stopping(&stop, feed.run()));
+
+        let worker = Worker {
+            runtime: runtime.clone(),
+            network: Arc::new(TaskNetworkOf(network.clone())),
+            assigned: assigned.subscribe(),
+            statuses: statuses.clone(),
+        };
+        let (worker_stop, worker_problem) = (stop.clone(), problem.clone());
+        tasks.spawn(async move {
+            if let Err(error) = worker.run(worker_stop).await {
+                let text = crate::error_text(&error);
+                tracing::error!(error = text, "no tasks can run on this node");
+                worker_problem.send_replace(text);
+            }
+        });
+        tasks.spawn(stopping(&stop, keep_assigned(state.clone(), assigned.subscribe())));
+        tasks.spawn(stopping(
+            &stop,
+            keep_managers(state.clone(), membership.clone(), report.subscribe()),
+        ));
+        let session = Session {
+            managers: membership.managers.clone(),
+            description: describe(config, &membership),
+            assigned,
+            statuses: statuses.subscribe(),
+            applied: applied.subscribe(),
+            report: report.clone(),
+        };
+        tasks.spawn(crate::session::run(session, connector, stop.clone()));
+        if let Some((process, running)) = control {
+            tasks.spawn(process.supervise(running, stop.clone()));
+        }
+        tasks.close();
+        Ok(Self {
+            membership,
+            report: report.subscribe(),
+            problem: problem.subscribe(),
+            network,
+            runtime,
+            stop,
+            tasks,
+        })
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.membership.role
+    }
+
+    /// Waits for the first session; gives what stood in its way when it does not open in time.
+    pub(super) async fn connected(&self, timeout: Duration) -> Result<(), String> {
+        let mut report = self.report.clone();
+        let opened = report.wait_for(|report| report.connected);
+        match tokio::time::timeout(timeout, opened).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.report.borrow().error.clone()),
+        }
+    }
+
+    pub(super) fn status(&self) -> v1::GetStatusResponse {
+        let report = self.report.borrow();
+        let problem = self.problem.borrow();
+        let error = if report.error.is_empty() { problem.clone() } else { report.error.clone() };
+        v1::GetStatusResponse {
+            state: "active".to_owned(),
+            node_id: self.membership.node_id.to_string(),
+            cluster_id: self.membership.cluster_id.to_string(),
+            role: match self.membership.role {
+                Role::Worker => v1::Role::Worker.into(),
+                Role::Manager => v1::Role::Manager.into(),
+            },
+            managers: report.managers.clone(),
+            connected: report.connected,
+            error,
+        }
+    }
+
+    /// Ends what this process does; containers and the mesh go on.
+    pub(super) async fn stop(self) {
+        self.stop.cancel();
+        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!("not everything ended within {} s", STOP_TIMEOUT.as_secs());
+        }
+    }
+
+    /// Ends everything, containers and networks included. Goes on after a failure: what is left is
+    /// named in the log.
+    pub(super) async fn leave(self) {
+        let (runtime, network) = (self.runtime.clone(), self.network.clone());
+        self.stop().await;
+        match runtime.list().await {
+            Ok(containers) => {
+                for container in containers {
+                    if let Err(error) = runtime.remove(&container.task_id).await {
+                        tracing::error!(task = %container.task_id, %error, "left behind");
+                    }
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot see which containers are left"),
+        }
+        if let Err(error) = network.teardown().await {
+            tracing::error!(error = crate::error_text(&error), "parts of the network are left");
+        }
+    }
+}
+
+/// `work`, until `stop`.
+fn stopping(
+    stop: &CancellationToken,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let stop = stop.clone();
+    async move {
+        tokio::select! {
+            () = work => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+/// What the manager said last before this start, so that its absence changes nothing here.
+fn last_assigned(state: &StateStore) -> Assigned {
+    let read = || -> Result<Option<Assigned>, String> {
+        let Some(bytes) = state.load_assignments().map_err(|error| error.to_string())? else {
+            return Ok(None);
+        };
+        let message =
+            v1::Assignments::decode(bytes.as_slice()).map_err(|error| error.to_string())?;
+        Assigned::default().after(message).map(Some).map_err(|error| error.to_string())
+    };
+    match read() {
+        Ok(assigned) => assigned.unwrap_or_default(),
+        Err(error) => {
+            tracing::warn!(error, "what the manager said last cannot be read; waiting for it");
+            Assigned::default()
+        }
+    }
+}
+
+async fn keep_assigned(state: StateStore, mut assigned: watch::Receiver<Arc<Assigned>>) {
+    while assigned.changed().await.is_ok() {
+        let bytes = assigned.borrow_and_update().to_message().encode_to_vec();
+        let state = state.clone();
+        let saved = tokio::task::spawn_blocking(move || state.save_assignments(&bytes)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!(error = crate::error_text(&error), "cannot keep the assignments");
+        }
+    }
+}
+
+async fn keep_managers(
+    state: StateStore,
+    mut membership: Membership,
+    mut report: watch::Receiver<Report>,
+) {
+    while report.changed().await.is_ok() {
+        let managers = report.borrow_and_update().managers.clone();
+        if managers == membership.managers {
+            continue;
+        }
+        membership.managers = managers;
+        if let Err(error) = state.save_membership(&membership) {
+            tracing::warn!(error = crate::error_text(&error), "cannot keep the list of managers");
+        }
+    }
+}
+
+fn describe(config: &Config, membership: &Membership) -> NodeDescription {
+    let hostname = config.hostname.clone().unwrap_or_else(|| {
+        nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    });
+    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    NodeDescription {
+        hostname,
+        platform: Platform {
+            os: std::env::consts::OS.to_owned(),
+            architecture: std::env::consts::ARCH.to_owned(),
+        },
+        nano_cpus: cpus * 1_000_000_000,
+        memory_bytes: memory_bytes(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        engine_labels: config.labels.iter().cloned().collect(),
+        data_path_address: Some(membership.data_path_address),
+    }
+}
+
+/// Memory of this host; 0 when `/proc/meminfo` does not say.
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+struct TaskNetworkOf(Arc<Reconciler>);
+
+#[async_trait]
+impl TaskNetwork for TaskNetworkOf {
+    async fn prepare(&self, task: &Task) -> Result<PathBuf, String> {
+        let address = task.ingress_address.ok_or("the task has no address on the ingress network")?;
+        self.0
+            .prepare_task(&task.id, address.into())
+            .await
+            .map_err(|error| crate::error_text(&error))
+    }
+
+    async fn release(&self, task_id: &TaskId) -> Result<(), String> {
+        self.0.release_task(task_id).await.map_err(|error| crate::error_text(&error))
+    }
+}

@@ -1,0 +1,354 @@
+//! Init, join, leave, and going on after a restart.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use swarm_api::v1;
+use swarm_api::v1::control_client::ControlClient;
+use swarm_api::v1::local_control_client::LocalControlClient;
+use swarm_model::{NodeId, Role};
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::active::{Active, ActiveError};
+use super::address::{self, AddressError};
+use super::control_process::{Bootstrap, ControlError, ControlProcess};
+use crate::config::Config;
+use crate::identity::{
+    Credentials, JoinError, KeyRequest, Membership, StateError, StateStore, TlsError, join,
+};
+
+/// A new swarm makes its keys and its first log entries: a second; a slow disk may take longer.
+const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long init and join wait for the session to open (Docker's join waits 20 s too); then it goes
+/// on in the background.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A local request is answered from memory, or by one commit.
+const LOCAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Why a request about this host was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LifecycleError {
+    #[error(
+        "this node is already part of a swarm: leave it with `swarmctl swarm leave` before it \
+         makes or joins another"
+    )]
+    AlreadyMember,
+    #[error("this node is not part of a swarm")]
+    NotMember,
+    #[error(
+        "this node is the only manager of its swarm: leaving destroys the swarm, its services and \
+         all its state; if that is meant, use `swarmctl swarm leave --force`"
+    )]
+    LastManager,
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Active(#[from] ActiveError),
+    #[error("swarm-control did not start within {} s", BOOTSTRAP_TIMEOUT.as_secs())]
+    BootstrapTimeout,
+    #[error("swarm-control refused: {}", .0.message())]
+    LocalControl(Box<tonic::Status>),
+    #[error("swarm-control answered with an invalid {0}")]
+    Answer(&'static str),
+    #[error(
+        "the node was admitted, but no session with a manager opened within {} s; it goes on trying \
+         in the background: {error}; see `swarmctl swarm status`", SESSION_TIMEOUT.as_secs()
+    )]
+    NoSession { error: String },
+}
+
+impl LifecycleError {
+    /// The gRPC code that fits.
+    pub(super) fn code(&self) -> tonic::Code {
+        match self {
+            Self::AlreadyMember | Self::NotMember | Self::LastManager => {
+                tonic::Code::FailedPrecondition
+            }
+            Self::Address(_) | Self::Join(JoinError::Token(_) | JoinError::WrongSwarm { .. }) => {
+                tonic::Code::InvalidArgument
+            }
+            Self::Join(JoinError::Refused(status)) => status.code(),
+            Self::Join(_) | Self::NoSession { .. } => tonic::Code::Unavailable,
+            Self::State(_)
+            | Self::Control(_)
+            | Self::Tls(_)
+            | Self::Active(_)
+            | Self::BootstrapTimeout
+            | Self::LocalControl(_)
+            | Self::Answer(_) => tonic::Code::Internal,
+        }
+    }
+}
+
+/// This host.
+pub(crate) struct Agent {
+    config: Config,
+    state: StateStore,
+    /// Held through init, join and leave, so that they come one after another.
+    active: Mutex<Option<Active>>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// A host that goes on where it was.
+    pub(crate) async fn start(config: Config) -> Result<Self, LifecycleError> {
+        let state = StateStore::new(&config.state_dir);
+        let active = match state.load()? {
+            Some((membership, credentials)) => {
+                let control = match (membership.role, membership.listen_address) {
+                    (Role::Manager, Some(listen)) => {
+                        let advertise = membership
+                            .advertise_address
+                            .ok_or(LifecycleError::Answer("advertised address"))?;
+                        let process = ControlProcess::new(&config, listen, advertise)?;
+                        let running = process.spawn(None)?;
+                        Some((process, running))
+                    }
+                    _ => None,
+                };
+                Some(Active::start(&config, &state, membership, &credentials, control).await?)
+            }
+            None => None,
+        };
+        Ok(Self { config, state, active: Mutex::new(active) })
+    }
+
+    /// Makes a swarm with this node as its first manager.
+    pub(super) async fn init(
+        &self,
+        request: v1::InitRequest,
+    ) -> Result<v1::InitResponse, LifecycleError> {
+        let mut active = self.active.lock().await;
+        if active.is_some() {
+            return Err(LifecycleError::AlreadyMember);
+        }
+        let v1::InitRequest { advertise_address, listen_address, data_path_address } = request;
+        let advertise = address::advertise_address(&advertise_address)?;
+        let mut listen = address::listen_address(&listen_address)?;
+        if listen_address.is_empty() {
+            listen.set_port(advertise.port());
+        }
+        let data_path = data_path(&data_path_address, advertise.ip())?;
+        let node_id = NodeId::random(&mut rand::rng());
+        let process = ControlProcess::new(&self.config, listen, advertise)?;
+        let bootstrap = Bootstrap { node_id: node_id.clone(), data_path_address: data_path };
+        let mut running = process.spawn(Some(&bootstrap))?;
+        let founded = tokio::select! {
+            founded = self.found(node_id, advertise, listen, data_path) => founded,
+            end = running.ended() => Err(end.into()),
+        };
+        let (membership, credentials, token) = match founded {
+            Ok(founded) => founded,
+            Err(error) => {
+                running.stop().await;
+                self.state.clear()?;
+                return Err(error);
+            }
+        };
+        let node_id = membership.node_id.to_string();
+        let started = Active::start(
+            &self.config,
+            &self.state,
+            membership,
+            &credentials,
+            Some((process, running)),
+        )
+        .await;
+        match started {
+            Ok(started) => {
+                let connected = started.connected(SESSION_TIMEOUT).await;
+                *active = Some(started);
+                connected.map_err(|error| LifecycleError::NoSession { error })?;
+            }
+            Err(error) => {
+                self.state.clear()?;
+                return Err(error.into());
+            }
+        }
+        Ok(v1::InitResponse {
+            node_id,
+            worker_token: token,
+            manager_address: advertise.to_string(),
+        })
+    }
+
+    /// Waits for the new swarm's manager and gets this node's certificate from it.
+    async fn found(
+        &self,
+        node_id: NodeId,
+        advertise: SocketAddr,
+        listen: SocketAddr,
+        data_path: IpAddr,
+    ) -> Result<(Membership, Credentials, String), LifecycleError> {
+        let socket = self.config.control_socket();
+        let channel = tokio::time::timeout(BOOTSTRAP_TIMEOUT, control_channel(&socket))
+            .await
+            .map_err(|_| LifecycleError::BootstrapTimeout)?;
+        let key = KeyRequest::new()?;
+        let request = v1::IssueManagerCertificateRequest { csr: key.csr_der };
+        let mut client = LocalControlClient::new(channel.clone());
+        let issue = client.issue_manager_certificate(request);
+        let issued = tokio::time::timeout(BOOTSTRAP_TIMEOUT, issue)
+            .await
+            .map_err(|_| LifecycleError::BootstrapTimeout)?
+            .map_err(|status| LifecycleError::LocalControl(Box::new(status)))?
+            .into_inner();
+        let mut request = tonic::Request::new(v1::GetJoinTokenRequest {
+            role: v1::Role::Worker.into(),
+            rotate: false,
+        });
+        request.set_timeout(LOCAL_REQUEST_TIMEOUT);
+        let token = ControlClient::new(channel)
+            .get_join_token(request)
+            .await
+            .map_err(|status| LifecycleError::LocalControl(Box::new(status)))?
+            .into_inner()
+            .token;
+        let cluster_id =
+            issued.cluster_id.parse().map_err(|_| LifecycleError::Answer("cluster id"))?;
+        let managers = vec![advertise.to_string()];
+        let mut membership =
+            Membership::new(node_id, cluster_id, Role::Manager, managers, data_path);
+        membership.listen_address = Some(listen);
+        membership.advertise_address = Some(advertise);
+        let credentials = Credentials {
+            key_pem: key.key_pem,
+            certificate_pem: issued.certificate_chain_pem,
+            root_pem: issued.root_ca_pem,
+        };
+        self.state.save(&membership, &credentials)?;
+        Ok((membership, credentials, token))
+    }
+
+    /// Joins a swarm.
+    pub(super) async fn join(
+        &self,
+        request: v1::JoinRequest,
+    ) -> Result<v1::JoinResponse, LifecycleError> {
+        let mut active = self.active.lock().await;
+        if active.is_some() {
+            return Err(LifecycleError::AlreadyMember);
+        }
+        let v1::JoinRequest { remote_address, token, advertise_address, data_path_address } =
+            request;
+        let remote = address::with_port(&remote_address)?;
+        let own = if advertise_address.is_empty() {
+            address::address_towards(remote)?
+        } else {
+            address::advertise_address(&advertise_address)?.ip()
+        };
+        let data_path = data_path(&data_path_address, own)?;
+        let joined = join(&remote.to_string(), &token).await?;
+        let membership = Membership::new(
+            joined.node_id,
+            joined.cluster_id,
+            joined.role,
+            vec![remote.to_string()],
+            data_path,
+        );
+        self.state.save(&membership, &joined.credentials)?;
+        let node_id = membership.node_id.to_string();
+        let started =
+            Active::start(&self.config, &self.state, membership, &joined.credentials, None).await;
+        match started {
+            Ok(started) => {
+                let connected = started.connected(SESSION_TIMEOUT).await;
+                *active = Some(started);
+                connected.map_err(|error| LifecycleError::NoSession { error })?;
+            }
+            Err(error) => {
+                self.state.clear()?;
+                return Err(error.into());
+            }
+        }
+        let role = match joined.role {
+            Role::Worker => v1::Role::Worker,
+            Role::Manager => v1::Role::Manager,
+        };
+        Ok(v1::JoinResponse { node_id, role: role.into() })
+    }
+
+    /// Leaves the swarm: tasks end, networks go, and nothing is left.
+    pub(super) async fn leave(&self, force: bool) -> Result<(), LifecycleError> {
+        let mut active = self.active.lock().await;
+        let Some(member) = active.as_ref() else { return Err(LifecycleError::NotMember) };
+        if member.role() == Role::Manager && !force {
+            return Err(LifecycleError::LastManager);
+        }
+        if let Some(member) = active.take() {
+            member.leave().await;
+        }
+        self.state.clear()?;
+        Ok(())
+    }
+
+    /// How this host stands.
+    pub(super) async fn status(&self) -> v1::GetStatusResponse {
+        // A join in progress holds the lock, and is what a person then wants to hear of.
+        let Ok(active) = self.active.try_lock() else {
+            return v1::GetStatusResponse {
+                state: "pending".to_owned(),
+                ..v1::GetStatusResponse::default()
+            };
+        };
+        match active.as_ref() {
+            Some(active) => active.status(),
+            None => v1::GetStatusResponse {
+                state: "inactive".to_owned(),
+                ..v1::GetStatusResponse::default()
+            },
+        }
+    }
+
+    /// Ends what this process does; containers, networks and the mesh go on.
+    pub(crate) async fn stop(&self) {
+        if let Some(active) = self.active.lock().await.take() {
+            active.stop().await;
+        }
+    }
+}
+
+fn data_path(asked: &str, default: IpAddr) -> Result<IpAddr, LifecycleError> {
+    if asked.is_empty() {
+        return Ok(default);
+    }
+    Ok(address::advertise_address(asked)?.ip())
+}
+
+/// A channel to swarm-control's socket, as soon as it is there.
+async fn control_channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    // The address is only a name: the connector knows where to go.
+    let endpoint = Endpoint::from_static("http://control.sock");
+    loop {
+        match endpoint.connect_with_connector(connector.clone()).await {
+            Ok(channel) => return channel,
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! This host's life in a swarm: nothing, then `init` or `join`, then `leave`.
+//!
+//! | state | on | next |
+//! |---|---|---|
+//! | inactive | init, join | active, or inactive again when it failed, with nothing left behind |
+//! | active | start of the agent | active: containers, networks and the manager process go on |
+//! | active | leave | inactive, with nothing left behind |
+//!
+//! Nothing of the swarm runs on a host that is inactive.
+
+mod active;
+mod address;
+mod control_process;
+mod lifecycle;
+mod local;
+mod lock;
+
+pub(crate) use lifecycle::Agent;
+pub(crate) use local::serve;
+pub(crate) use lock::lock;

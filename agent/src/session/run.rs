@@ -1,0 +1,228 @@
+//! Keeps a session open.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use swarm_api::v1;
+use swarm_api::v1::dispatcher_client::DispatcherClient;
+use swarm_model::{NodeDescription, TaskId, TaskStatus};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::{Assigned, AssignedError};
+use crate::identity::{Connector, TlsError};
+
+/// Wait after a failed session: doubles from the first to the second (swarmkit's noderunner goes to
+/// 30 s; a lost manager should be found again sooner than that).
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(4);
+
+/// Messages waiting for the network; more means that the manager does not read, and the session is
+/// given up.
+const OUTGOING_MAX: usize = 64;
+
+/// A manager that answers at all answers the greeting within this.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The manager sends nothing while nothing changes; HTTP/2 pings (see `Connector`) find it dead.
+/// Statuses per message; keeps a message below gRPC's 4 MiB bound (one status is at most 8 KiB).
+const STATUSES_PER_MESSAGE: usize = 256;
+
+/// Assignments for a node of a large swarm: 20,000 endpoints at some 100 bytes, several times over.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How the session stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    /// Whether it is open.
+    pub(crate) connected: bool,
+    /// Why not, in words; empty while it is.
+    pub(crate) error: String,
+    /// Managers last heard of, host:port.
+    pub(crate) managers: Vec<String>,
+}
+
+/// What a session needs, and where it puts what it hears.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Managers to try, host:port.
+    pub(crate) managers: Vec<String>,
+    /// What this node says of itself.
+    pub(crate) description: NodeDescription,
+    /// What was heard.
+    pub(crate) assigned: watch::Sender<Arc<Assigned>>,
+    /// What to report of tasks.
+    pub(crate) statuses: watch::Receiver<Arc<BTreeMap<TaskId, TaskStatus>>>,
+    /// Which of this agent's sessions, and which generation of it, is in the kernel.
+    pub(crate) applied: watch::Receiver<(u64, u64)>,
+    /// How the session stands.
+    pub(crate) report: watch::Sender<Report>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("the manager ended the session: {}", .0.message())]
+    Status(Box<tonic::Status>),
+    #[error("the manager closed the session")]
+    Closed,
+    #[error("the manager did not answer within {} s", WELCOME_TIMEOUT.as_secs())]
+    Silent,
+    #[error("the manager does not read what this node reports")]
+    Stalled,
+    #[error("the manager's first message was no welcome")]
+    NoWelcome,
+    #[error(transparent)]
+    Assigned(#[from] AssignedError),
+}
+
+impl From<tonic::Status> for SessionError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+/// Keeps a session open until `stop`.
+pub(crate) async fn run(mut session: Session, connector: Connector, stop: CancellationToken) {
+    let mut backoff = BACKOFF_MIN;
+    let mut next = 0;
+    let mut number = 0;
+    while !stop.is_cancelled() {
+        let address = session.managers[next % session.managers.len()].clone();
+        let mut opened = false;
+        number += 1;
+        let result = tokio::select! {
+            result = session.hold(&connector, &address, number, &mut opened) => result,
+            () = stop.cancelled() => return,
+        };
+        let Err(error) = result;
+        let text = crate::error_text(&error);
+        tracing::warn!(manager = address, error = text, "session ended");
+        session.report.send_modify(|report| {
+            report.connected = false;
+            report.error = format!("no session with manager {address}: {text}");
+        });
+        if opened {
+            backoff = BACKOFF_MIN;
+        }
+        next += 1;
+        // Jitter keeps a thousand agents from coming back in the same moment.
+        let pause = backoff.mul_f64(rand::rng().random_range(0.5..1.0));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return,
+        }
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+impl Session {
+    async fn hold(
+        &mut self,
+        connector: &Connector,
+        address: &str,
+        number: u64,
+        opened: &mut bool,
+    ) -> Result<std::convert::Infallible, SessionError> {
+        let channel: Channel = connector.connect(address).await?;
+        let mut client =
+            DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let (outgoing, messages) = mpsc::channel(OUTGOING_MAX);
+        let hello = v1::Hello { description: Some((&self.description).into()) };
+        send(&outgoing, v1::agent_message::Message::Hello(hello))?;
+        let call = client.session(ReceiverStream::new(messages));
+        let mut incoming = tokio::time::timeout(WELCOME_TIMEOUT, call)
+            .await
+            .map_err(|_| SessionError::Silent)??
+            .into_inner();
+        let first = tokio::time::timeout(WELCOME_TIMEOUT, incoming.message())
+            .await
+            .map_err(|_| SessionError::Silent)??
+            .ok_or(SessionError::Closed)?;
+        let Some(v1::manager_message::Message::Welcome(welcome)) = first.message else {
+            return Err(SessionError::NoWelcome);
+        };
+        self.welcomed(&welcome, address);
+        *opened = true;
+
+        let period = Duration::from_millis(welcome.heartbeat_period_ms.clamp(100, 60_000));
+        let mut heartbeat = tokio::time::interval(period);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        // What was reported in this session; a new manager knows nothing of earlier ones.
+        let mut reported = BTreeMap::new();
+        self.statuses.mark_changed();
+        self.applied.mark_changed();
+        let mut base = Assigned { session: number, ..Assigned::default() };
+        loop {
+            tokio::select! {
+                message = incoming.message() => {
+                    let message = message?.ok_or(SessionError::Closed)?;
+                    if let Some(v1::manager_message::Message::Assignments(change)) = message.message
+                    {
+                        base = base.after(change)?;
+                        self.assigned.send_replace(Arc::new(base.clone()));
+                    }
+                }
+                _ = heartbeat.tick() => {
+                    send(&outgoing, v1::agent_message::Message::Heartbeat(v1::Heartbeat {}))?;
+                }
+                Ok(()) = self.statuses.changed() => {
+                    let statuses = self.statuses.borrow_and_update().clone();
+                    for update in status_updates(&statuses, &mut reported) {
+                        send(&outgoing, v1::agent_message::Message::Status(update))?;
+                    }
+                }
+                Ok(()) = self.applied.changed() => {
+                    let (session, generation) = *self.applied.borrow_and_update();
+                    // A generation of an earlier session says nothing of this one.
+                    if session == number {
+                        let applied = v1::Applied { generation };
+                        send(&outgoing, v1::agent_message::Message::Applied(applied))?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn welcomed(&mut self, welcome: &v1::Welcome, address: &str) {
+        tracing::info!(manager = address, session = welcome.session_id, "session opened");
+        if !welcome.managers.is_empty() {
+            self.managers.clone_from(&welcome.managers);
+        }
+        let managers = self.managers.clone();
+        self.report.send_replace(Report { connected: true, error: String::new(), managers });
+    }
+}
+
+fn send(
+    outgoing: &mpsc::Sender<v1::AgentMessage>,
+    message: v1::agent_message::Message,
+) -> Result<(), SessionError> {
+    let message = v1::AgentMessage { message: Some(message) };
+    outgoing.try_send(message).map_err(|_| SessionError::Stalled)
+}
+
+/// What of `statuses` is not in `reported` yet, in messages of bounded size; and notes it there.
+fn status_updates(
+    statuses: &BTreeMap<TaskId, TaskStatus>,
+    reported: &mut BTreeMap<TaskId, TaskStatus>,
+) -> Vec<v1::TaskStatusUpdate> {
+    let entries: Vec<_> = statuses
+        .iter()
+        .filter(|(id, status)| reported.get(*id) != Some(status))
+        .map(|(id, status)| v1::TaskStatusEntry {
+            task_id: id.to_string(),
+            status: Some(status.into()),
+        })
+        .collect();
+    reported.clone_from(statuses);
+    entries
+        .chunks(STATUSES_PER_MESSAGE)
+        .map(|entries| v1::TaskStatusUpdate { entries: entries.to_vec() })
+        .collect()
+}

@@ -1,0 +1,78 @@
+//! Feeds the network with what it has to look like, and learns when it does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use swarm_model::{NodeId, TaskId, TaskStatus};
+use tokio::sync::watch;
+
+use super::desired_network::desired_network;
+use crate::error_text;
+use crate::network::{Applied, Reconciler};
+use crate::session::Assigned;
+
+/// Couples assignments and local tasks to the network.
+pub(crate) struct NetworkFeed {
+    /// This node.
+    pub(crate) node_id: NodeId,
+    /// Who builds it.
+    pub(crate) network: Arc<Reconciler>,
+    /// What the manager wants.
+    pub(crate) assigned: watch::Receiver<Arc<Assigned>>,
+    /// How the node's tasks are.
+    pub(crate) statuses: watch::Receiver<Arc<BTreeMap<TaskId, TaskStatus>>>,
+    /// Session and generation that are in the kernel.
+    pub(crate) applied: watch::Sender<(u64, u64)>,
+    /// What is wrong with the network, in words; empty when nothing is.
+    pub(crate) problem: watch::Sender<String>,
+}
+
+impl NetworkFeed {
+    /// For as long as the node is in the swarm.
+    pub(crate) async fn run(mut self) {
+        // Counts what was handed to the network; generations start again with every session.
+        let mut revision = 0;
+        let mut handed: Option<(u64, (u64, u64))> = None;
+        let mut result = self.network.applied();
+        self.assigned.mark_changed();
+        loop {
+            tokio::select! {
+                changed = self.assigned.changed() => if changed.is_err() { return },
+                changed = self.statuses.changed() => if changed.is_err() { return },
+                changed = result.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = result.borrow_and_update().clone();
+                    self.problem.send_replace(words(&now));
+                    if let Some((wanted, generation)) = handed
+                        && now.generation >= Some(wanted)
+                    {
+                        self.applied.send_replace(generation);
+                    }
+                    continue;
+                }
+            }
+            let assigned = self.assigned.borrow_and_update().clone();
+            let statuses = self.statuses.borrow_and_update().clone();
+            let mut local = BTreeMap::new();
+            for (id, task) in &assigned.tasks {
+                let ended = statuses.get(id).unwrap_or(&task.status).state.is_terminal();
+                if let (false, Some(address)) = (ended, task.ingress_address) {
+                    local.insert(id.clone(), address);
+                }
+            }
+            let Some(desired) = desired_network(&assigned, &self.node_id, &local) else { continue };
+            revision += 1;
+            handed = Some((revision, (assigned.session, assigned.generation)));
+            self.network.apply(Arc::new(desired), revision);
+        }
+    }
+}
+
+/// What is wrong, in words; empty when nothing is.
+fn words(applied: &Applied) -> String {
+    let failures = applied.failures.iter().map(|failure| error_text(failure.as_ref()));
+    let problems = applied.problems.iter().map(ToString::to_string);
+    failures.chain(problems).collect::<Vec<_>>().join("; ")
+}

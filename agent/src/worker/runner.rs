@@ -1,0 +1,317 @@
+//! Carries one task through its life.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use swarm_model::{ContainerSpec, Task, TaskId, TaskState, TaskStatus, Timestamp};
+use tokio::sync::{mpsc, watch};
+
+use super::step::{End, Step, TaskView, next_step};
+use crate::runtime::{
+    ContainerState, LABEL_SERVICE_NAME, Runtime, RuntimeError, Signal, TaskContainer,
+};
+
+/// Pause after a step that failed for no fault of the task's, before it is repeated.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often starting, stopping or cleaning up is repeated before the task is given up. Cleaning up
+/// is then left to the next start of the agent.
+const RETRIES_MAX: u32 = 30;
+
+/// Longest error text that is reported; the rest would not be read.
+const ERROR_TEXT_MAX: usize = 2048;
+
+/// The part of the network that a task needs.
+#[async_trait]
+pub(crate) trait TaskNetwork: Send + Sync {
+    /// Makes the task's namespace and everything that leads into it; gives its path. Repeatable.
+    async fn prepare(&self, task: &Task) -> Result<PathBuf, String>;
+    /// Removes it. Repeatable.
+    async fn release(&self, task_id: &TaskId) -> Result<(), String>;
+}
+
+/// What a runner says of its task.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// A new status.
+    Status(TaskId, TaskStatus),
+    /// It ended and left nothing behind.
+    Gone(TaskId),
+}
+
+/// Runs one task.
+pub(super) struct Runner {
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) network: Arc<dyn TaskNetwork>,
+    /// The task as assigned; changes when something else is wanted of it.
+    pub(super) task: watch::Receiver<Arc<Task>>,
+    pub(super) progress: mpsc::Sender<Progress>,
+    /// The container found when the agent started; none for a new task.
+    pub(super) container: Option<ContainerState>,
+    pub(super) status: TaskStatus,
+}
+
+/// The wall clock, in the swarm's unit.
+pub(super) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Runner {
+    /// Until the task has ended and left nothing behind.
+    pub(super) async fn run(mut self) {
+        let task = self.task.borrow().clone();
+        let grace = task
+            .spec
+            .container
+            .stop_grace_period
+            .unwrap_or(ContainerSpec::DEFAULT_STOP_GRACE_PERIOD);
+        let mut asked_to_stop = None;
+        let mut failures = 0;
+        loop {
+            let view = {
+                let task = self.task.borrow_and_update();
+                TaskView {
+                    desired: task.desired_state,
+                    not_before: task.not_before,
+                    state: self.status.state,
+                    container: self.container,
+                    asked_to_stop,
+                    grace,
+                    now: now(),
+                }
+            };
+            let step = next_step(&view);
+            tracing::debug!(task = %task.id, ?step, "task step");
+            let result = match step {
+                Step::WaitUntil(time) => {
+                    self.wait_until(Some(time)).await;
+                    Ok(())
+                }
+                Step::Prepare => {
+                    self.prepare(&task).await;
+                    Ok(())
+                }
+                Step::Start => self.start(&task).await,
+                Step::ReportRunning => {
+                    self.report(TaskState::Running, "started", String::new(), None).await;
+                    Ok(())
+                }
+                Step::AwaitEnd(until) => self.await_end(&task, until).await,
+                Step::AskToStop => {
+                    asked_to_stop = Some(view.now);
+                    self.runtime.signal(&task.id, Signal::Stop).await.map_err(words)
+                }
+                Step::Kill => self.kill(&task).await,
+                Step::Finish(end) => {
+                    self.finish(end).await;
+                    Ok(())
+                }
+                Step::CleanUp => match self.clean_up(&task.id).await {
+                    Ok(()) => {
+                        let _ = self.progress.send(Progress::Gone(task.id.clone())).await;
+                        return;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match result {
+                Ok(()) => failures = 0,
+                Err(error) if failures < RETRIES_MAX => {
+                    failures += 1;
+                    tracing::warn!(task = %task.id, ?step, error, failures, "will be repeated");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                }
+                Err(error) if self.status.state.is_terminal() => {
+                    tracing::error!(task = %task.id, error, "left behind after its end");
+                    return;
+                }
+                Err(error) => {
+                    self.report(TaskState::Failed, "given up", error, None).await;
+                    failures = 0;
+                }
+            }
+        }
+    }
+
+    /// Until `time`, or until something else is wanted.
+    async fn wait_until(&mut self, time: Option<Timestamp>) {
+        let pause = async {
+            match time {
+                Some(time) => tokio::time::sleep(time.since(now())).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = pause => {}
+            changed = self.task.changed() => {
+                if changed.is_err() {
+                    // The worker is gone: the agent is stopping, and the task outlives it.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+
+    /// Network, image, container. Given up as soon as the task is not wanted any more.
+    async fn prepare(&mut self, task: &Task) {
+        self.report(TaskState::Preparing, "preparing", String::new(), None).await;
+        let mut wanted = self.task.clone();
+        let unwanted = wanted.wait_for(|task| {
+            task.desired_state >= swarm_model::DesiredState::Shutdown
+        });
+        let (runtime, network) = (self.runtime.clone(), self.network.clone());
+        let result = tokio::select! {
+            result = make_container(&*runtime, &*network, task) => result,
+            _ = unwanted => return,
+        };
+        match result {
+            Ok(()) => {
+                self.container = Some(ContainerState::Created);
+                self.report(TaskState::Starting, "starting", String::new(), None).await;
+            }
+            Err(error) => self.report(TaskState::Rejected, "preparing failed", error, None).await,
+        }
+    }
+
+    async fn start(&mut self, task: &Task) -> Result<(), String> {
+        match self.runtime.start(&task.id).await {
+            Ok(pid) => {
+                self.container = Some(ContainerState::Running { pid });
+                Ok(())
+            }
+            Err(
+                error @ (RuntimeError::CommandNotRunnable { .. }
+                | RuntimeError::InvalidContainer { .. }
+                | RuntimeError::ProcessLost { .. }),
+            ) => {
+                self.report(TaskState::Failed, "starting failed", words(error), None).await;
+                Ok(())
+            }
+            Err(error) => Err(words(error)),
+        }
+    }
+
+    async fn await_end(&mut self, task: &Task, until: Option<Timestamp>) -> Result<(), String> {
+        let runtime = self.runtime.clone();
+        tokio::select! {
+            exit = runtime.wait(&task.id) => match exit {
+                Ok(exit) => {
+                    self.container = Some(ContainerState::Stopped(exit));
+                    Ok(())
+                }
+                Err(RuntimeError::ProcessLost { .. }) => {
+                    self.container = Some(ContainerState::Lost);
+                    Ok(())
+                }
+                Err(error) => Err(words(error)),
+            },
+            () = self.wait_until(until) => Ok(()),
+        }
+    }
+
+    async fn kill(&mut self, task: &Task) -> Result<(), String> {
+        self.runtime.signal(&task.id, Signal::Kill).await.map_err(words)?;
+        self.await_end(task, Some(now().after(RETRY_INTERVAL))).await
+    }
+
+    async fn finish(&mut self, end: End) {
+        let code = |exit: u32| i32::try_from(exit).ok();
+        match end {
+            End::Complete => {
+                self.report(TaskState::Complete, "finished", String::new(), Some(0)).await;
+            }
+            End::Shutdown(exit) => {
+                let exit = exit.and_then(|exit| code(exit.code));
+                self.report(TaskState::Shutdown, "shutdown", String::new(), exit).await;
+            }
+            End::Failed(exit) => {
+                let error = if exit.oom_killed {
+                    "the kernel killed it for using more memory than its limit".to_owned()
+                } else {
+                    format!("task: non-zero exit ({})", exit.code)
+                };
+                self.report(TaskState::Failed, "finished", error, code(exit.code)).await;
+            }
+            End::Lost => {
+                let error = "its process is gone without an exit status; was the host restarted?";
+                self.report(TaskState::Failed, "lost", error.to_owned(), None).await;
+            }
+        }
+    }
+
+    async fn clean_up(&mut self, id: &TaskId) -> Result<(), String> {
+        self.runtime.remove(id).await.map_err(words)?;
+        self.network.release(id).await
+    }
+
+    async fn report(
+        &mut self,
+        state: TaskState,
+        message: &str,
+        mut error: String,
+        exit_code: Option<i32>,
+    ) {
+        if error.len() > ERROR_TEXT_MAX {
+            let end = (0..=ERROR_TEXT_MAX).rev().find(|end| error.is_char_boundary(*end));
+            error.truncate(end.unwrap_or(0));
+        }
+        self.status =
+            TaskStatus { state, since: now(), message: message.to_owned(), error, exit_code };
+        let id = self.task.borrow().id.clone();
+        // The receiver is only gone when the agent is stopping.
+        let _ = self.progress.send(Progress::Status(id, self.status.clone())).await;
+    }
+}
+
+async fn make_container(
+    runtime: &dyn Runtime,
+    network: &dyn TaskNetwork,
+    task: &Task,
+) -> Result<(), String> {
+    let (netns_path, pulled) = tokio::join!(
+        network.prepare(task),
+        runtime.pull(&task.spec.container.image),
+    );
+    if let Some(stale) = pulled.map_err(words)?.stale {
+        tracing::warn!(task = %task.id, error = %stale, "using the node's own copy of the image");
+    }
+    let container = container_of(task, netns_path?);
+    runtime.create(&container).await.map_err(words)
+}
+
+fn container_of(task: &Task, netns_path: PathBuf) -> TaskContainer {
+    let spec = &task.spec.container;
+    let resources = task.spec.resources;
+    let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let hostname = filled(&spec.hostname).unwrap_or_else(|| task.id.short().to_owned());
+    let address = task.ingress_address.map_or("127.0.1.1".to_owned(), |a| a.to_string());
+    let mut labels = spec.labels.clone();
+    labels.insert(LABEL_SERVICE_NAME.to_owned(), task.service_name.clone());
+    TaskContainer {
+        task_id: task.id.clone(),
+        image: spec.image.clone(),
+        command: spec.command.clone(),
+        args: spec.args.clone(),
+        env: spec.env.clone(),
+        hosts: format!(
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n"
+        ),
+        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        hostname,
+        working_dir: filled(&spec.dir),
+        user: filled(&spec.user),
+        stop_signal: None,
+        labels,
+        memory_limit_bytes: (resources.limit_memory_bytes > 0)
+            .then_some(resources.limit_memory_bytes),
+        cpu_limit_nanos: (resources.limit_nano_cpus > 0).then_some(resources.limit_nano_cpus),
+        netns_path,
+    }
+}
+
+fn words(error: RuntimeError) -> String {
+    crate::error_text(&error)
+}

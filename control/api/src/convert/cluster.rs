@@ -1,0 +1,130 @@
+//! The swarm itself, and what every object carries.
+
+use std::time::Duration;
+
+use swarm_model::{Cluster, ClusterSpec, Meta, Timestamp};
+
+use super::ConvertError;
+use super::field::{epoch_ms, id, milliseconds, or_default};
+use crate::v1;
+
+impl TryFrom<v1::Meta> for Meta {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::Meta) -> Result<Self, ConvertError> {
+        let v1::Meta {
+            version,
+            created_at_ms,
+            updated_at_ms,
+        } = message;
+        Ok(Self {
+            version,
+            created_at: Timestamp(created_at_ms),
+            updated_at: Timestamp(updated_at_ms),
+        })
+    }
+}
+
+impl From<&Meta> for v1::Meta {
+    fn from(meta: &Meta) -> Self {
+        let Meta {
+            version,
+            created_at,
+            updated_at,
+        } = *meta;
+        Self {
+            version,
+            created_at_ms: epoch_ms(created_at),
+            updated_at_ms: epoch_ms(updated_at),
+        }
+    }
+}
+
+impl TryFrom<v1::Cluster> for Cluster {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::Cluster) -> Result<Self, ConvertError> {
+        let v1::Cluster {
+            id: cluster_id,
+            meta,
+            spec,
+            root_ca_pem,
+            root_key_pem,
+            worker_secret,
+            manager_secret,
+        } = message;
+        Ok(Self {
+            id: id("cluster.id", cluster_id)?,
+            meta: or_default(meta)?,
+            spec: or_default(spec)?,
+            root_ca_pem,
+            root_key_pem,
+            worker_secret,
+            manager_secret,
+        })
+    }
+}
+
+impl From<&Cluster> for v1::Cluster {
+    /// Secrets included: for the log, not for an answer to a user.
+    fn from(cluster: &Cluster) -> Self {
+        let Cluster {
+            id,
+            meta,
+            spec,
+            root_ca_pem,
+            root_key_pem,
+            worker_secret,
+            manager_secret,
+        } = cluster;
+        Self {
+            id: id.to_string(),
+            meta: Some(meta.into()),
+            spec: Some(spec.into()),
+            root_ca_pem: root_ca_pem.clone(),
+            root_key_pem: root_key_pem.clone(),
+            worker_secret: worker_secret.clone(),
+            manager_secret: manager_secret.clone(),
+        }
+    }
+}
+
+impl TryFrom<v1::ClusterSpec> for ClusterSpec {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::ClusterSpec) -> Result<Self, ConvertError> {
+        let v1::ClusterSpec {
+            task_history_limit,
+            heartbeat_period_ms,
+            suspect_after_ms,
+            down_after_ms,
+            certificate_expiry_ms,
+        } = message;
+        Ok(Self {
+            task_history_limit,
+            heartbeat_period: Duration::from_millis(heartbeat_period_ms),
+            suspect_after: Duration::from_millis(suspect_after_ms),
+            down_after: Duration::from_millis(down_after_ms),
+            certificate_expiry: Duration::from_millis(certificate_expiry_ms),
+        })
+    }
+}
+
+impl From<&ClusterSpec> for v1::ClusterSpec {
+    fn from(spec: &ClusterSpec) -> Self {
+        let ClusterSpec {
+            task_history_limit,
+            heartbeat_period,
+            suspect_after,
+            down_after,
+            certificate_expiry,
+        } = *spec;
+        Self {
+            task_history_limit,
+            heartbeat_period_ms: milliseconds(heartbeat_period),
+            suspect_after_ms: milliseconds(suspect_after),
+            down_after_ms: milliseconds(down_after),
+            certificate_expiry_ms: milliseconds(certificate_expiry),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Nodes.
+
+use swarm_model::{
+    ManagerStatus, Node, NodeDescription, NodeSpec, NodeStatus, Platform, Timestamp,
+};
+
+use super::ConvertError;
+use super::enumeration::read;
+use super::field::{
+    epoch_ms, id, labels_to_wire, optional_ip, optional_ipv4, optional_text, or_default, parsed,
+};
+use crate::v1;
+
+impl TryFrom<v1::Node> for Node {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::Node) -> Result<Self, ConvertError> {
+        let v1::Node {
+            id: node_id,
+            meta,
+            spec,
+            role,
+            description,
+            status,
+            manager,
+            ingress_address,
+        } = message;
+        Ok(Self {
+            id: id("node.id", node_id)?,
+            meta: or_default(meta)?,
+            spec: or_default(spec)?,
+            role: read::<v1::Role, _>("node.role", role)?,
+            description: or_default(description)?,
+            status: or_default(status)?,
+            manager: manager.map(ManagerStatus::try_from).transpose()?,
+            ingress_address: optional_ipv4("node.ingress_address", &ingress_address)?,
+        })
+    }
+}
+
+impl From<&Node> for v1::Node {
+    fn from(node: &Node) -> Self {
+        let Node {
+            id,
+            meta,
+            spec,
+            role,
+            description,
+            status,
+            manager,
+            ingress_address,
+        } = node;
+        Self {
+            id: id.to_string(),
+            meta: Some(meta.into()),
+            spec: Some(spec.into()),
+            role: v1::Role::from(role).into(),
+            description: Some(description.into()),
+            status: Some(status.into()),
+            manager: manager.as_ref().map(v1::ManagerStatus::from),
+            ingress_address: optional_text(*ingress_address),
+        }
+    }
+}
+
+impl TryFrom<v1::NodeSpec> for NodeSpec {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::NodeSpec) -> Result<Self, ConvertError> {
+        let v1::NodeSpec {
+            labels,
+            availability,
+        } = message;
+        Ok(Self {
+            labels: labels.into_iter().collect(),
+            availability: read::<v1::Availability, _>("node.spec.availability", availability)?,
+        })
+    }
+}
+
+impl From<&NodeSpec> for v1::NodeSpec {
+    fn from(spec: &NodeSpec) -> Self {
+        let NodeSpec {
+            labels,
+            availability,
+        } = spec;
+        Self {
+            labels: labels_to_wire(labels),
+            availability: v1::Availability::from(availability).into(),
+        }
+    }
+}
+
+impl TryFrom<v1::NodeDescription> for NodeDescription {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::NodeDescription) -> Result<Self, ConvertError> {
+        let v1::NodeDescription {
+            hostname,
+            os,
+            architecture,
+            nano_cpus,
+            memory_bytes,
+            agent_version,
+            engine_labels,
+            data_path_address,
+        } = message;
+        Ok(Self {
+            hostname,
+            platform: Platform { os, architecture },
+            nano_cpus,
+            memory_bytes,
+            agent_version,
+            engine_labels: engine_labels.into_iter().collect(),
+            data_path_address: optional_ip(
+                "node.description.data_path_address",
+                &data_path_address,
+            )?,
+        })
+    }
+}
+
+impl From<&NodeDescription> for v1::NodeDescription {
+    fn from(description: &NodeDescription) -> Self {
+        let NodeDescription {
+            hostname,
+            platform: Platform { os, architecture },
+            nano_cpus,
+            memory_bytes,
+            agent_version,
+            engine_labels,
+            data_path_address,
+        } = description;
+        Self {
+            hostname: hostname.clone(),
+            os: os.clone(),
+            architecture: architecture.clone(),
+            nano_cpus: *nano_cpus,
+            memory_bytes: *memory_bytes,
+            agent_version: agent_version.clone(),
+            engine_labels: labels_to_wire(engine_labels),
+            data_path_address: optional_text(*data_path_address),
+        }
+    }
+}
+
+impl TryFrom<v1::NodeStatus> for NodeStatus {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::NodeStatus) -> Result<Self, ConvertError> {
+        let v1::NodeStatus {
+            state,
+            since_ms,
+            message,
+            address,
+        } = message;
+        Ok(Self {
+            state: read::<v1::NodeState, _>("node.status.state", state)?,
+            since: Timestamp(since_ms),
+            message,
+            address: optional_ip("node.status.address", &address)?,
+        })
+    }
+}
+
+impl From<&NodeStatus> for v1::NodeStatus {
+    fn from(status: &NodeStatus) -> Self {
+        let NodeStatus {
+            state,
+            since,
+            message,
+            address,
+        } = status;
+        Self {
+            state: v1::NodeState::from(state).into(),
+            since_ms: epoch_ms(*since),
+            message: message.clone(),
+            address: optional_text(*address),
+        }
+    }
+}
+
+impl TryFrom<v1::ManagerStatus> for ManagerStatus {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::ManagerStatus) -> Result<Self, ConvertError> {
+        let v1::ManagerStatus {
+            raft_id,
+            address,
+            leader,
+        } = message;
+        Ok(Self {
+            raft_id,
+            address: parsed("node.manager.address", "an IP address and port", &address)?,
+            leader,
+        })
+    }
+}
+
+impl From<&ManagerStatus> for v1::ManagerStatus {
+    fn from(status: &ManagerStatus) -> Self {
+        let ManagerStatus {
+            raft_id,
+            address,
+            leader,
+        } = *status;
+        Self {
+            raft_id,
+            address: address.to_string(),
+            leader,
+        }
+    }
+}

@@ -1,0 +1,599 @@
+//! Every model value survives the trip through bytes; nothing read from bytes panics.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+use prost::Message;
+use swarm_model::*;
+
+use super::ConvertError;
+use crate::v1;
+
+fn text() -> impl Strategy<Value = String> {
+    vec(any::<char>(), 0..8).prop_map(String::from_iter)
+}
+
+fn texts() -> impl Strategy<Value = Vec<String>> {
+    vec(text(), 0..3)
+}
+
+fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
+    btree_map(text(), text(), 0..3)
+}
+
+fn id<T: TryFrom<String, Error = InvalidId> + Debug>() -> impl Strategy<Value = T> {
+    let digits: Vec<char> = ('0'..='9').chain('a'..='z').collect();
+    vec(select(digits), ID_LEN).prop_map(|digits| {
+        let text = String::from_iter(digits);
+        T::try_from(text).unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
+fn duration() -> impl Strategy<Value = Duration> {
+    any::<u64>().prop_map(Duration::from_millis)
+}
+
+fn timestamp() -> impl Strategy<Value = Timestamp> {
+    any::<u64>().prop_map(Timestamp)
+}
+
+fn ipv4() -> impl Strategy<Value = Ipv4Addr> {
+    any::<[u8; 4]>().prop_map(Ipv4Addr::from)
+}
+
+fn ip() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        any::<[u8; 4]>().prop_map(IpAddr::from),
+        any::<[u8; 16]>().prop_map(IpAddr::from)
+    ]
+}
+
+fn meta() -> impl Strategy<Value = Meta> {
+    (any::<u64>(), timestamp(), timestamp()).prop_map(|(version, created_at, updated_at)| Meta {
+        version,
+        created_at,
+        updated_at,
+    })
+}
+
+fn cluster_spec() -> impl Strategy<Value = ClusterSpec> {
+    (any::<u64>(), duration(), duration(), duration(), duration()).prop_map(
+        |(task_history_limit, heartbeat_period, suspect_after, down_after, certificate_expiry)| {
+            ClusterSpec {
+                task_history_limit,
+                heartbeat_period,
+                suspect_after,
+                down_after,
+                certificate_expiry,
+            }
+        },
+    )
+}
+
+fn cluster() -> impl Strategy<Value = Cluster> {
+    (id(), meta(), cluster_spec(), text(), text(), text(), text()).prop_map(
+        |(id, meta, spec, root_ca_pem, root_key_pem, worker_secret, manager_secret)| Cluster {
+            id,
+            meta,
+            spec,
+            root_ca_pem,
+            root_key_pem,
+            worker_secret,
+            manager_secret,
+        },
+    )
+}
+
+fn node_spec() -> impl Strategy<Value = NodeSpec> {
+    use Availability::{Active, Drain, Pause};
+    (labels(), select(vec![Active, Pause, Drain])).prop_map(|(labels, availability)| NodeSpec {
+        labels,
+        availability,
+    })
+}
+
+fn description() -> impl Strategy<Value = NodeDescription> {
+    (
+        (text(), text(), text(), text()),
+        any::<u64>(),
+        any::<u64>(),
+        labels(),
+        option::of(ip()),
+    )
+        .prop_map(
+            |(
+                (hostname, os, architecture, agent_version),
+                nano_cpus,
+                memory_bytes,
+                engine_labels,
+                data_path_address,
+            )| NodeDescription {
+                hostname,
+                platform: Platform { os, architecture },
+                nano_cpus,
+                memory_bytes,
+                agent_version,
+                engine_labels,
+                data_path_address,
+            },
+        )
+}
+
+fn node_status() -> impl Strategy<Value = NodeStatus> {
+    use NodeState::{Down, Ready, Suspect, Unknown};
+    (
+        select(vec![Unknown, Ready, Suspect, Down]),
+        timestamp(),
+        text(),
+        option::of(ip()),
+    )
+        .prop_map(|(state, since, message, address)| NodeStatus {
+            state,
+            since,
+            message,
+            address,
+        })
+}
+
+fn manager_status() -> impl Strategy<Value = ManagerStatus> {
+    (any::<u64>(), ip(), any::<u16>(), any::<bool>()).prop_map(|(raft_id, ip, port, leader)| {
+        ManagerStatus {
+            raft_id,
+            address: SocketAddr::new(ip, port),
+            leader,
+        }
+    })
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    (
+        id(),
+        meta(),
+        node_spec(),
+        select(vec![Role::Worker, Role::Manager]),
+        description(),
+        node_status(),
+        option::of(manager_status()),
+        option::of(ipv4()),
+    )
+        .prop_map(
+            |(id, meta, spec, role, description, status, manager, ingress_address)| Node {
+                id,
+                meta,
+                spec,
+                role,
+                description,
+                status,
+                manager,
+                ingress_address,
+            },
+        )
+}
+
+fn port() -> impl Strategy<Value = PortConfig> {
+    (
+        select(vec![Protocol::Tcp, Protocol::Udp]),
+        any::<u16>(),
+        any::<u16>(),
+    )
+        .prop_map(|(protocol, target, published)| PortConfig {
+            protocol,
+            target,
+            published,
+        })
+}
+
+fn container() -> impl Strategy<Value = ContainerSpec> {
+    (
+        (text(), text(), text(), text()),
+        texts(),
+        texts(),
+        texts(),
+        labels(),
+        option::of(duration()),
+    )
+        .prop_map(
+            |((image, hostname, dir, user), command, args, env, labels, stop_grace_period)| {
+                ContainerSpec {
+                    image,
+                    command,
+                    args,
+                    env,
+                    labels,
+                    hostname,
+                    dir,
+                    user,
+                    stop_grace_period,
+                }
+            },
+        )
+}
+
+fn resources() -> impl Strategy<Value = Resources> {
+    any::<[u64; 4]>().prop_map(|[a, b, c, d]| Resources {
+        limit_nano_cpus: a,
+        limit_memory_bytes: b,
+        reserve_nano_cpus: c,
+        reserve_memory_bytes: d,
+    })
+}
+
+fn restart() -> impl Strategy<Value = RestartPolicy> {
+    use RestartCondition::{Any, None, OnFailure};
+    (
+        select(vec![None, OnFailure, Any]),
+        duration(),
+        any::<u64>(),
+        duration(),
+    )
+        .prop_map(|(condition, delay, max_attempts, window)| RestartPolicy {
+            condition,
+            delay,
+            max_attempts,
+            window,
+        })
+}
+
+fn task_spec() -> impl Strategy<Value = TaskSpec> {
+    (container(), resources(), restart(), texts(), any::<u64>()).prop_map(
+        |(container, resources, restart, constraints, force_update)| TaskSpec {
+            container,
+            resources,
+            restart,
+            placement: Placement { constraints },
+            force_update,
+        },
+    )
+}
+
+fn update() -> impl Strategy<Value = UpdateConfig> {
+    use UpdateOrder::{StartFirst, StopFirst};
+    (
+        any::<u64>(),
+        duration(),
+        select(vec![StopFirst, StartFirst]),
+    )
+        .prop_map(|(parallelism, delay, order)| UpdateConfig {
+            parallelism,
+            delay,
+            order,
+        })
+}
+
+fn service_spec() -> impl Strategy<Value = ServiceSpec> {
+    (
+        text(),
+        labels(),
+        any::<u64>(),
+        task_spec(),
+        vec(port(), 0..3),
+        update(),
+    )
+        .prop_map(
+            |(name, labels, replicas, task, ports, update)| ServiceSpec {
+                name,
+                labels,
+                mode: ServiceMode::Replicated { replicas },
+                task,
+                endpoint: EndpointSpec { ports },
+                update,
+            },
+        )
+}
+
+fn endpoint() -> impl Strategy<Value = Endpoint> {
+    (any::<u32>(), vec(port(), 0..3), text()).prop_map(|(index, ports, error)| Endpoint {
+        index,
+        ports,
+        error,
+    })
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    (
+        id(),
+        meta(),
+        service_spec(),
+        option::of(service_spec().prop_map(Box::new)),
+        any::<u64>(),
+        endpoint(),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(id, meta, spec, previous_spec, template_version, endpoint, pending_delete)| Service {
+                id,
+                meta,
+                spec,
+                previous_spec,
+                template_version,
+                endpoint,
+                pending_delete,
+            },
+        )
+}
+
+const TASK_STATES: [TaskState; 12] = [
+    TaskState::New,
+    TaskState::Pending,
+    TaskState::Assigned,
+    TaskState::Accepted,
+    TaskState::Preparing,
+    TaskState::Starting,
+    TaskState::Running,
+    TaskState::Complete,
+    TaskState::Shutdown,
+    TaskState::Failed,
+    TaskState::Rejected,
+    TaskState::Orphaned,
+];
+
+fn task_status() -> impl Strategy<Value = TaskStatus> {
+    (
+        select(TASK_STATES.to_vec()),
+        timestamp(),
+        text(),
+        text(),
+        any::<Option<i32>>(),
+    )
+        .prop_map(|(state, since, message, error, exit_code)| TaskStatus {
+            state,
+            since,
+            message,
+            error,
+            exit_code,
+        })
+}
+
+fn desired_state() -> impl Strategy<Value = DesiredState> {
+    use DesiredState::{Draining, Remove, Running, Shutdown};
+    select(vec![Running, Draining, Shutdown, Remove])
+}
+
+fn task() -> impl Strategy<Value = Task> {
+    (
+        (id(), id(), option::of(id())),
+        meta(),
+        (text(), any::<u64>(), any::<u64>()),
+        task_spec(),
+        (desired_state(), timestamp(), timestamp()),
+        task_status(),
+        option::of(ipv4()),
+    )
+        .prop_map(
+            |(
+                (id, service_id, node_id),
+                meta,
+                (service_name, slot, template_version),
+                spec,
+                (desired_state, desired_since, not_before),
+                status,
+                ingress_address,
+            )| Task {
+                id,
+                meta,
+                service_id,
+                service_name,
+                slot,
+                node_id,
+                spec,
+                template_version,
+                desired_state,
+                desired_since,
+                not_before,
+                status,
+                ingress_address,
+            },
+        )
+}
+
+fn network() -> impl Strategy<Value = Network> {
+    (
+        id(),
+        meta(),
+        text(),
+        any::<bool>(),
+        ipv4(),
+        0..=32u8,
+        1..=Vni::LAST.0,
+    )
+        .prop_map(|(id, meta, name, ingress, address, prefix, vni)| Network {
+            id,
+            meta,
+            name,
+            ingress,
+            subnet: Ipv4Net::new(address, prefix).unwrap(),
+            vni: Vni(vni),
+        })
+}
+
+/// `value` through the bytes of `W` and back.
+fn survives<W, M>(value: &M) -> Result<(), TestCaseError>
+where
+    W: Message + Default + for<'a> From<&'a M>,
+    M: TryFrom<W, Error = ConvertError> + Debug + PartialEq,
+{
+    let bytes = W::from(value).encode_to_vec();
+    let back = M::try_from(W::decode(bytes.as_slice()).unwrap());
+    prop_assert_eq!(back.as_ref(), Ok(value));
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_cluster_survives(value in cluster()) {
+        survives::<v1::Cluster, _>(&value)?;
+    }
+
+    #[test]
+    fn a_node_survives(value in node()) {
+        survives::<v1::Node, _>(&value)?;
+    }
+
+    #[test]
+    fn a_service_survives(value in service()) {
+        survives::<v1::Service, _>(&value)?;
+    }
+
+    #[test]
+    fn a_task_survives(value in task()) {
+        survives::<v1::Task, _>(&value)?;
+    }
+
+    #[test]
+    fn a_network_survives(value in network()) {
+        survives::<v1::Network, _>(&value)?;
+    }
+
+    #[test]
+    fn bytes_never_panic(bytes in vec(any::<u8>(), 0..256)) {
+        read_all(&bytes);
+    }
+
+    /// Most random bytes are no message at all; damaged messages get further.
+    #[test]
+    fn damaged_messages_never_panic(
+        task in task(),
+        node in node(),
+        service in service(),
+        network in network(),
+        damage in vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        for mut bytes in [
+            v1::Task::from(&task).encode_to_vec(),
+            v1::Node::from(&node).encode_to_vec(),
+            v1::Service::from(&service).encode_to_vec(),
+            v1::Network::from(&network).encode_to_vec(),
+        ] {
+            for (at, byte) in &damage {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            read_all(&bytes);
+        }
+    }
+}
+
+fn read_all(bytes: &[u8]) {
+    fn read<W: Message + Default, M: TryFrom<W>>(bytes: &[u8]) {
+        if let Ok(message) = W::decode(bytes) {
+            let _ = M::try_from(message);
+        }
+    }
+    read::<v1::Cluster, Cluster>(bytes);
+    read::<v1::Node, Node>(bytes);
+    read::<v1::Service, Service>(bytes);
+    read::<v1::Task, Task>(bytes);
+    read::<v1::Network, Network>(bytes);
+}
+
+const ID: &str = "0123456789abcdefghijklmno";
+
+#[test]
+fn what_is_not_said_takes_the_default() {
+    let service = Service::try_from(v1::Service {
+        id: ID.to_owned(),
+        ..v1::Service::default()
+    })
+    .unwrap();
+    assert_eq!(service.spec, ServiceSpec::default());
+    assert_eq!(service.spec.update.parallelism, 1);
+    assert_eq!(service.spec.task.restart.delay, Duration::from_secs(5));
+
+    let spec = v1::RestartPolicy::default();
+    let policy = RestartPolicy::try_from(spec).unwrap();
+    assert_eq!(policy.condition, RestartCondition::Any);
+    let port = PortConfig::try_from(v1::PortConfig::default()).unwrap();
+    assert_eq!(port.protocol, Protocol::Tcp);
+}
+
+#[test]
+fn ids_and_addresses_are_read_strictly() {
+    let task = || v1::Task {
+        id: ID.to_owned(),
+        service_id: ID.to_owned(),
+        ..v1::Task::default()
+    };
+    assert!(Task::try_from(task()).is_ok());
+    let refused = |task: v1::Task| Task::try_from(task).unwrap_err();
+
+    let error = refused(v1::Task {
+        id: String::new(),
+        ..task()
+    });
+    assert_eq!(error, ConvertError::Missing { field: "task.id" });
+    let error = refused(v1::Task {
+        node_id: "../../etc/passwd".to_owned(),
+        ..task()
+    });
+    assert!(matches!(
+        error,
+        ConvertError::Id {
+            field: "task.node_id",
+            ..
+        }
+    ));
+    let error = refused(v1::Task {
+        ingress_address: "10.0.0.01".to_owned(),
+        ..task()
+    });
+    assert_eq!(
+        error.to_string(),
+        "task.ingress_address \"10.0.0.01\" is not an IPv4 address"
+    );
+    let error = refused(v1::Task {
+        desired_state: 99,
+        ..task()
+    });
+    assert_eq!(
+        error,
+        ConvertError::UnknownValue {
+            field: "task.desired_state",
+            value: 99
+        }
+    );
+}
+
+#[test]
+fn numbers_out_of_range_are_refused() {
+    let port = v1::PortConfig {
+        published: 65_536,
+        ..v1::PortConfig::default()
+    };
+    assert_eq!(
+        PortConfig::try_from(port).unwrap_err().to_string(),
+        "port.published 65536 is not within 0 to 65535"
+    );
+    for vni in [0, 1 << 24] {
+        let network = v1::Network {
+            id: ID.to_owned(),
+            subnet: "10.255.0.0/16".to_owned(),
+            vni,
+            ..v1::Network::default()
+        };
+        assert!(matches!(
+            Network::try_from(network),
+            Err(ConvertError::Range {
+                field: "network.vni",
+                ..
+            })
+        ));
+    }
+    let manager = v1::ManagerStatus {
+        address: "h1:2377".to_owned(),
+        ..v1::ManagerStatus::default()
+    };
+    assert!(matches!(
+        ManagerStatus::try_from(manager),
+        Err(ConvertError::Address {
+            field: "node.manager.address",
+            ..
+        })
+    ));
+}

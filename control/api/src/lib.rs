@@ -1,0 +1,24 @@
+//! The gRPC of a swarm: generated messages and services ([`v1`]), and the conversions between them
+//! and the model ([`convert`]).
+//!
+//! Invariants:
+//! * What comes from outside becomes a model type only through `TryFrom`: that is the one door, and
+//!   it refuses what the model could not hold.
+//! * Conversions to the wire destructure exhaustively, so that a new field cannot be forgotten.
+//!
+//! Deliberately absent: sockets, TLS, authorisation.
+
+pub mod convert;
+
+pub mod v1 {
+    //! Generated from `proto/swarm/v1`. Meanings stand in the `.proto` files.
+    #![allow(
+        missing_docs,
+        missing_debug_implementations,
+        unreachable_pub,
+        clippy::all,
+        clippy::allow_attributes_without_reason,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("swarm.v1");
+}

@@ -1,0 +1,35 @@
+//! The words of a swarm: identifiers, what people ask for (specs), what the swarm keeps (objects),
+//! how a task lives (states), and which of it is valid.
+//!
+//! Invariants:
+//! * A *spec* is what a person asked for and is never rewritten by the swarm; what the swarm decides
+//!   (addresses, ports, states) stands beside it in the *object*.
+//! * Managers write desired state, agents report observed state; no field has two writers.
+//!
+//! Deliberately absent: clocks, randomness of its own, IO, wire formats (`swarm-api` converts).
+
+mod constraint;
+mod id;
+mod object;
+mod spec;
+mod task;
+mod time;
+mod token;
+mod validate;
+
+pub use constraint::{Constraint, ConstraintError, NodeView, Operator};
+pub use id::{
+    ClusterId, ID_LEN, InvalidId, NetworkId, NodeId, ServiceId, SessionId, TaskId, random_base36,
+};
+pub use object::{
+    Availability, Cluster, Endpoint, ManagerStatus, Meta, Network, Node, NodeDescription,
+    NodeState, NodeStatus, Platform, Role, Service, Task, Vni,
+};
+pub use spec::{
+    ClusterSpec, ContainerSpec, EndpointSpec, NodeSpec, Placement, PortConfig, Protocol, Resources,
+    RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+};
+pub use task::{DesiredState, TaskState, TaskStatus};
+pub use time::Timestamp;
+pub use token::{InvalidToken, JOIN_SECRET_LEN, JoinToken};
+pub use validate::{InvalidSpec, MAX_NAME_LEN, MAX_REPLICAS, validate_service};

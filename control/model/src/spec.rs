@@ -1,0 +1,259 @@
+//! What people ask for.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Availability;
+
+/// A service, as a person asks for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    /// Unique in the swarm; a DNS label.
+    pub name: String,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+    /// How many tasks, and where.
+    pub mode: ServiceMode,
+    /// What each task is.
+    pub task: TaskSpec,
+    /// How the service is reached.
+    pub endpoint: EndpointSpec,
+    /// How a changed task template is rolled out.
+    pub update: UpdateConfig,
+}
+
+/// How many tasks a service has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceMode {
+    /// A number of tasks, each in a numbered slot from 1.
+    Replicated {
+        /// How many.
+        replicas: u64,
+    },
+}
+
+impl ServiceMode {
+    /// How many tasks are wanted.
+    pub fn replicas(self) -> u64 {
+        match self {
+            Self::Replicated { replicas } => replicas,
+        }
+    }
+}
+
+impl Default for ServiceMode {
+    fn default() -> Self {
+        Self::Replicated { replicas: 1 }
+    }
+}
+
+/// What a task is; a change of it replaces the service's tasks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// What runs.
+    pub container: ContainerSpec,
+    /// What it needs.
+    pub resources: Resources,
+    /// What happens when it ends.
+    pub restart: RestartPolicy,
+    /// Where it may run.
+    pub placement: Placement,
+    /// Raised to replace every task although nothing else changed.
+    pub force_update: u64,
+}
+
+/// A container, as Docker's `service create` describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Image reference in Docker's short or long form.
+    pub image: String,
+    /// Replaces the image's entry point where not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command where not empty.
+    pub args: Vec<String>,
+    /// `NAME=value` pairs added to the image's.
+    pub env: Vec<String>,
+    /// Labels of the container.
+    pub labels: BTreeMap<String, String>,
+    /// Host name inside; the short task id when empty.
+    pub hostname: String,
+    /// Working directory inside; the image's when empty.
+    pub dir: String,
+    /// `user[:group]` inside; the image's when empty.
+    pub user: String,
+    /// How long a container has between SIGTERM and SIGKILL; 10 s by default, as Docker's.
+    pub stop_grace_period: Option<Duration>,
+}
+
+impl ContainerSpec {
+    /// Docker's default grace period.
+    pub const DEFAULT_STOP_GRACE_PERIOD: Duration = Duration::from_secs(10);
+}
+
+/// Limits and reservations of one task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Most CPU, in billionths of a core; 0 is no limit.
+    pub limit_nano_cpus: u64,
+    /// Most memory in bytes; 0 is no limit.
+    pub limit_memory_bytes: u64,
+    /// CPU the scheduler sets aside, in billionths of a core.
+    pub reserve_nano_cpus: u64,
+    /// Memory the scheduler sets aside, in bytes.
+    pub reserve_memory_bytes: u64,
+}
+
+/// When a task that ended is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartPolicy {
+    /// Which ends are followed by a restart.
+    pub condition: RestartCondition,
+    /// How long to wait first.
+    pub delay: Duration,
+    /// Most restarts of a slot within `window`; 0 is no limit.
+    pub max_attempts: u64,
+    /// The time over which attempts are counted; zero is for ever.
+    pub window: Duration,
+}
+
+impl Default for RestartPolicy {
+    /// Docker's: any end, 5 s delay, no limit.
+    fn default() -> Self {
+        Self {
+            condition: RestartCondition::Any,
+            delay: Duration::from_secs(5),
+            max_attempts: 0,
+            window: Duration::ZERO,
+        }
+    }
+}
+
+/// Which ends of a task are followed by a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartCondition {
+    /// None.
+    None,
+    /// Ends with an error.
+    OnFailure,
+    /// Every end.
+    #[default]
+    Any,
+}
+
+/// Where tasks may run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Constraints in swarm's language (`node.role==worker`); all must hold.
+    pub constraints: Vec<String>,
+}
+
+/// How a service is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSpec {
+    /// Published ports.
+    pub ports: Vec<PortConfig>,
+}
+
+/// A port published on every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortConfig {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port inside the task, 1 to 65535.
+    pub target: u16,
+    /// Port on the nodes; 0 asks the swarm to choose one.
+    pub published: u16,
+}
+
+/// A transport protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// The name, in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// How a changed task template is rolled out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateConfig {
+    /// Slots replaced at a time; 0 is all at once.
+    pub parallelism: u64,
+    /// Wait between two batches.
+    pub delay: Duration,
+    /// Whether the new task starts before the old one stops.
+    pub order: UpdateOrder,
+}
+
+impl Default for UpdateConfig {
+    /// Docker's: one at a time, no delay, stop first.
+    fn default() -> Self {
+        Self {
+            parallelism: 1,
+            delay: Duration::ZERO,
+            order: UpdateOrder::StopFirst,
+        }
+    }
+}
+
+/// Which of the two tasks of a slot goes first in an update.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateOrder {
+    /// The old task is drained and stopped, then the new one starts.
+    #[default]
+    StopFirst,
+    /// The new task runs, then the old one is drained and stopped.
+    StartFirst,
+}
+
+/// A node, as a person wants it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Labels that managers give it (`node.labels.*`).
+    pub labels: BTreeMap<String, String>,
+    /// Whether tasks may run on it.
+    pub availability: Availability,
+}
+
+/// Settings of the whole swarm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSpec {
+    /// Ended tasks kept per slot.
+    pub task_history_limit: u64,
+    /// How often an agent must be heard.
+    pub heartbeat_period: Duration,
+    /// Silence after which a node's endpoints leave balancing.
+    pub suspect_after: Duration,
+    /// Silence after which a node's tasks are replaced.
+    pub down_after: Duration,
+    /// Life of a node's certificate.
+    pub certificate_expiry: Duration,
+}
+
+impl Default for ClusterSpec {
+    fn default() -> Self {
+        Self {
+            task_history_limit: 5,
+            heartbeat_period: Duration::from_millis(500),
+            suspect_after: Duration::from_secs(2),
+            down_after: Duration::from_secs(10),
+            certificate_expiry: Duration::from_secs(90 * 24 * 3600),
+        }
+    }
+}

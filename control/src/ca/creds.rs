@@ -1,0 +1,65 @@
+//! TLS of the manager's listener.
+
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Why a certificate and key cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CredentialsError {
+    /// Not PEM, or nothing of use in it.
+    #[error("cannot read the certificate chain or its key")]
+    Pem(#[source] rustls_pki_types::pem::Error),
+    /// The root cannot be trusted by the TLS library.
+    #[error("cannot verify callers with the swarm's root certificate")]
+    Root(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The chain and the key do not fit, or are not usable.
+    #[error("cannot serve the certificate")]
+    Certificate(#[source] rustls::Error),
+}
+
+/// The one crypto provider of the process.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// TLS for HTTP/2 with the certificate in `chain_pem` (leaf first) and `key_pem`. Callers may come
+/// without a certificate; one that is shown must come from `root_pem` and be valid now.
+pub(crate) fn server_config(
+    chain_pem: &str,
+    key_pem: &str,
+    root_pem: &str,
+) -> Result<ServerConfig, CredentialsError> {
+    let provider = provider();
+    let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(CredentialsError::Pem)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(CredentialsError::Pem)?;
+    let root =
+        CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(CredentialsError::Pem)?;
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(root)
+        .map_err(|error| CredentialsError::Root(error.into()))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| CredentialsError::Root(error.into()))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(CredentialsError::Certificate)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(CredentialsError::Certificate)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would carry the certificate of the first one past its end.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}

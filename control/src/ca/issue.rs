@@ -1,0 +1,226 @@
+//! Making certificates: request in, certificate out.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
+    SerialNumber, SubjectPublicKeyInfo,
+};
+use swarm_model::{Cluster, Role, Timestamp};
+use time::OffsetDateTime;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer as _;
+
+use super::Subject;
+
+/// Largest request that is looked at. A P-256 request with a few names is about 400 bytes.
+pub(crate) const MAX_CSR_BYTES: usize = 8 * 1024;
+
+/// How far `notBefore` lies in the past, for hosts whose clocks are behind (swarmkit `ca/config.go`).
+const BACKDATE: Duration = Duration::from_secs(3600);
+
+/// Life of a root certificate (swarmkit `ca/certificates.go`).
+const ROOT_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+
+/// Name of every swarm's root.
+const ROOT_NAME: &str = "swarm-ca";
+
+/// Bytes of an uncompressed P-256 point (SEC 1, 2.3.3).
+const P256_POINT_BYTES: usize = 65;
+
+/// Bytes of a serial number: at most 20 (RFC 5280, 4.1.2.2), and 159 random bits are plenty.
+const SERIAL_BYTES: usize = 20;
+
+/// A root certificate and its private key, PEM.
+pub(crate) struct RootCa {
+    /// The certificate.
+    pub(crate) certificate_pem: String,
+    /// The key, PKCS#8.
+    pub(crate) key_pem: String,
+}
+
+/// From when to when a certificate is asked to be valid.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Term {
+    /// The moment of issue.
+    pub(crate) now: Timestamp,
+    /// How long it is good for.
+    pub(crate) life: Duration,
+}
+
+/// Why no certificate was made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IssueError {
+    /// Larger than [`MAX_CSR_BYTES`].
+    #[error("the certificate request is larger than {MAX_CSR_BYTES} bytes")]
+    TooLarge,
+    /// Not PKCS#10.
+    #[error("the certificate request cannot be read: it must be PKCS#10 in DER")]
+    Malformed,
+    /// Not signed by the key in it.
+    #[error("the certificate request is not signed by the key that it carries")]
+    Signature,
+    /// Not an ECDSA key on P-256.
+    #[error("the key in the certificate request is not ECDSA on P-256")]
+    Key,
+    /// The root in the store cannot be used.
+    #[error("cannot use the swarm's root certificate")]
+    Root(#[source] rcgen::Error),
+    /// The certificate could not be signed.
+    #[error("cannot sign the certificate")]
+    Sign(#[source] rcgen::Error),
+    /// A moment that no certificate can name.
+    #[error("the clock or the certificate life is out of range")]
+    Time,
+}
+
+impl IssueError {
+    /// Whether the request is to blame, rather than this manager.
+    pub(crate) fn is_callers_fault(&self) -> bool {
+        match self {
+            Self::TooLarge | Self::Malformed | Self::Signature | Self::Key => true,
+            Self::Root(_) | Self::Sign(_) | Self::Time => false,
+        }
+    }
+}
+
+/// Makes the root of a new swarm: ECDSA on P-256, valid for 20 years from `now`. The key is drawn
+/// from the system's source of randomness.
+pub(crate) fn new_root(now: Timestamp) -> Result<RootCa, IssueError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(IssueError::Root)?;
+    let mut params = CertificateParams::default();
+    set_term(
+        &mut params,
+        Term {
+            now,
+            life: ROOT_LIFE,
+        },
+    )?;
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, ROOT_NAME);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key).map_err(IssueError::Root)?;
+    Ok(RootCa {
+        certificate_pem: certificate.pem(),
+        key_pem: key.serialize_pem(),
+    })
+}
+
+/// A swarm's root, ready to sign.
+pub(crate) struct Authority {
+    root_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// The authority of `cluster`.
+    pub(crate) fn new(cluster: &Cluster) -> Result<Self, IssueError> {
+        let key = KeyPair::from_pem(&cluster.root_key_pem).map_err(IssueError::Root)?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&cluster.root_ca_pem, key).map_err(IssueError::Root)?;
+        Ok(Self {
+            root_pem: cluster.root_ca_pem.clone(),
+            issuer,
+        })
+    }
+
+    /// Signs the public key of the request `csr` (PKCS#10, DER) as `subject`'s. Whatever names,
+    /// usages and extensions the request asks for are ignored. Gives the chain, leaf first, PEM.
+    ///
+    /// `rng` draws the serial number.
+    pub(crate) fn issue(
+        &self,
+        csr: &[u8],
+        subject: &Subject,
+        term: Term,
+        rng: &mut impl Rng,
+    ) -> Result<String, IssueError> {
+        let key = request_key(csr)?;
+        let params = leaf(subject, term, rng)?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(IssueError::Sign)?;
+        Ok(certificate.pem() + &self.root_pem)
+    }
+}
+
+/// The key of a request whose signature proves that the sender has its private half.
+fn request_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
+    if csr.len() > MAX_CSR_BYTES {
+        return Err(IssueError::TooLarge);
+    }
+    let (rest, request) =
+        X509CertificationRequest::from_der(csr).map_err(|_| IssueError::Malformed)?;
+    if !rest.is_empty() {
+        return Err(IssueError::Malformed);
+    }
+    let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
+        .map_err(|_| IssueError::Key)?;
+    if key.algorithm() != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != P256_POINT_BYTES {
+        return Err(IssueError::Key);
+    }
+    request
+        .verify_signature()
+        .map_err(|_| IssueError::Signature)?;
+    Ok(key)
+}
+
+/// Everything in a node's certificate but its key.
+fn leaf(
+    subject: &Subject,
+    term: Term,
+    rng: &mut impl Rng,
+) -> Result<CertificateParams, IssueError> {
+    let mut params = CertificateParams::default();
+    set_term(&mut params, term)?;
+    let mut serial = [0; SERIAL_BYTES];
+    rng.fill_bytes(&mut serial);
+    // A serial number is a positive integer: the sign bit stays clear, and it is never zero.
+    serial[0] = serial[0] & 0x7f | 1;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    let unit = subject.role.organizational_unit();
+    params.distinguished_name = DistinguishedName::new();
+    for (kind, value) in [
+        (DnType::CommonName, subject.node_id.as_str()),
+        (DnType::OrganizationalUnitName, unit),
+        (DnType::OrganizationName, subject.cluster_id.as_str()),
+    ] {
+        params.distinguished_name.push(kind, value);
+    }
+    let mut names = vec![subject.node_id.to_string(), unit.to_owned()];
+    if subject.role == Role::Manager {
+        names.push(ROOT_NAME.to_owned());
+        names.push(format!("{unit}.{}", subject.cluster_id));
+    }
+    for name in names {
+        let name = name.try_into().map_err(IssueError::Sign)?;
+        params.subject_alt_names.push(SanType::DnsName(name));
+    }
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+fn set_term(params: &mut CertificateParams, term: Term) -> Result<(), IssueError> {
+    let now = i64::try_from(term.now.0 / 1000)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .ok_or(IssueError::Time)?;
+    let span = |length: Duration| time::Duration::try_from(length).map_err(|_| IssueError::Time);
+    params.not_before = now.checked_sub(span(BACKDATE)?).ok_or(IssueError::Time)?;
+    params.not_after = now.checked_add(span(term.life)?).ok_or(IssueError::Time)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! Reading back what a certificate says. Whether it is to be believed is decided by the TLS
+//! handshake, before any of this.
+
+use std::time::Duration;
+
+use swarm_model::{ClusterId, NodeId, Role, Timestamp};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::AttributeTypeAndValue;
+
+/// Whom a certificate speaks of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Subject {
+    /// CN.
+    pub(crate) node_id: NodeId,
+    /// OU.
+    pub(crate) role: Role,
+    /// O.
+    pub(crate) cluster_id: ClusterId,
+}
+
+/// A certificate that names no node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SubjectError {
+    /// Not X.509.
+    #[error("cannot read the certificate")]
+    Malformed,
+    /// A name is missing, given twice, or not one of a swarm's.
+    #[error("the certificate's {0} is not one that a swarm writes")]
+    Name(&'static str),
+}
+
+impl Subject {
+    /// Reads it from a certificate in DER.
+    pub(crate) fn from_der(certificate: &[u8]) -> Result<Self, SubjectError> {
+        let certificate = parse(certificate)?;
+        let name = certificate.subject();
+        Ok(Self {
+            node_id: only(name.iter_common_name())
+                .and_then(|text| text.parse().ok())
+                .ok_or(SubjectError::Name("common name"))?,
+            role: only(name.iter_organizational_unit())
+                .and_then(Role::from_organizational_unit)
+                .ok_or(SubjectError::Name("organizational unit"))?,
+            cluster_id: only(name.iter_organization())
+                .and_then(|text| text.parse().ok())
+                .ok_or(SubjectError::Name("organization"))?,
+        })
+    }
+}
+
+/// When a certificate is good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Validity {
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
+impl Validity {
+    /// Reads it from a certificate in DER.
+    pub(crate) fn from_der(certificate: &[u8]) -> Result<Self, SubjectError> {
+        let certificate = parse(certificate)?;
+        let validity = certificate.validity();
+        let moment = |seconds: i64| {
+            let seconds = u64::try_from(seconds).map_err(|_| SubjectError::Malformed)?;
+            Ok(Timestamp(seconds.saturating_mul(1000)))
+        };
+        Ok(Self {
+            not_before: moment(validity.not_before.timestamp())?,
+            not_after: moment(validity.not_after.timestamp())?,
+        })
+    }
+
+    /// How long it is still good at `now`.
+    pub(crate) fn left(&self, now: Timestamp) -> Duration {
+        self.not_after.since(now)
+    }
+
+    /// The moment from which it should be replaced: after two thirds of its life.
+    pub(crate) fn renew_at(&self) -> Timestamp {
+        let life: Duration = self.not_after.since(self.not_before);
+        self.not_before.after(life * 2 / 3)
+    }
+}
+
+fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, SubjectError> {
+    let (rest, certificate) =
+        X509Certificate::from_der(certificate).map_err(|_| SubjectError::Malformed)?;
+    if rest.is_empty() {
+        Ok(certificate)
+    } else {
+        Err(SubjectError::Malformed)
+    }
+}
+
+/// The text of an attribute that occurs exactly once.
+fn only<'a>(mut values: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>) -> Option<&'a str> {
+    let first = values.next()?;
+    match values.next() {
+        None => first.as_str().ok(),
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,525 @@
+//! The dispatcher's shell: streams, clock, store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prost::Message as _;
+use swarm_api::v1;
+use swarm_api::v1::agent_message::Message;
+use swarm_api::v1::dispatcher_server::Dispatcher as DispatcherRpc;
+use swarm_model::{
+    Node, NodeDescription, NodeId, NodeState, SessionId, TaskId, TaskStatus, Timestamp,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::liveness::Liveness;
+use super::observe::{Report, greet, judge, observe};
+use super::session::Sessions;
+use super::stream::{Outbound, Outlet};
+use super::wire::welcome;
+use crate::clock;
+use crate::serve::{Identity, Peer};
+use crate::store::{State, Store, UpdateError};
+
+/// How long after a change of the store its consequences are sent, so that changes that come
+/// together travel together.
+const PUBLISH_DELAY: Duration = Duration::from_millis(20);
+
+/// How long reports are gathered before they become one update of the store.
+const GATHER_DELAY: Duration = Duration::from_millis(20);
+
+/// Reports in one update. Each may put a whole task, and an update is bounded in bytes.
+const REPORTS_PER_UPDATE: usize = 128;
+
+/// Reports that wait to be written; agents with more to say wait.
+const REPORTS_MAX: usize = 4096;
+
+/// How often silence is looked for; a fifth of the shortest sensible `heartbeat_period`.
+const LIVENESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Time until an update that could not be made is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// Time an agent has to say who it is, after it has opened a stream.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Most bytes a node may say of itself: it is kept in the store of every manager.
+const DESCRIPTION_BYTES_MAX: usize = 64 * 1024;
+
+/// The metadata in which a manager that does not lead names the one that does, host:port.
+const LEADER_METADATA: &str = "swarm-leader";
+
+/// Talks with every agent while this manager leads; refuses with a hint while another does.
+#[derive(Clone, Debug)]
+pub(crate) struct Dispatcher(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    self_id: NodeId,
+    /// Some while this manager leads. Taken after the store's lock, never before.
+    live: Mutex<Option<Live>>,
+    drained: watch::Sender<BTreeSet<TaskId>>,
+    readers: TaskTracker,
+}
+
+/// One leader's time.
+#[derive(Debug)]
+struct Live {
+    sessions: Sessions,
+    liveness: Liveness,
+    outlets: BTreeMap<NodeId, Outlet>,
+    reports: mpsc::Sender<Report>,
+    clock: SteadyClock,
+}
+
+/// Time that never goes back or leaps: silence is measured by it.
+#[derive(Debug)]
+struct SteadyClock {
+    wall: Timestamp,
+    at: Instant,
+}
+
+impl SteadyClock {
+    fn start() -> Self {
+        Self {
+            wall: clock::now(),
+            at: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.wall.after(self.at.elapsed())
+    }
+}
+
+impl Live {
+    fn new(state: &State, reports: mpsc::Sender<Report>) -> Self {
+        let clock = SteadyClock::start();
+        Self {
+            sessions: Sessions::new(state),
+            liveness: Liveness::new(clock.now()),
+            outlets: BTreeMap::new(),
+            reports,
+            clock,
+        }
+    }
+
+    /// Opens a session of `node` in place of any other.
+    fn open(
+        &mut self,
+        state: &State,
+        node: &Node,
+        self_id: &NodeId,
+        session: &SessionId,
+    ) -> Result<(ReceiverStream<Outbound>, CancellationToken), Status> {
+        let replaced = Status::aborted("another session of this node was opened");
+        self.close(&node.id, replaced);
+        self.liveness.heard(&node.id, self.clock.now());
+        let (outlet, stream) = Outlet::new(session.clone());
+        outlet.send(welcome(state, session, node, self_id))?;
+        let first = self.sessions.open(state, &node.id, session.clone());
+        outlet.send(first.into())?;
+        let ended = outlet.ended();
+        self.outlets.insert(node.id.clone(), outlet);
+        Ok((stream, ended))
+    }
+
+    fn close(&mut self, node: &NodeId, reason: Status) {
+        if let Some(outlet) = self.outlets.remove(node) {
+            tracing::info!(%node, reason = reason.message(), "closed a session");
+            self.sessions.close(node, &outlet.session);
+            outlet.close(reason);
+        }
+    }
+
+    /// Sends every session what is new in `state`.
+    fn publish(&mut self, state: &State) {
+        for (node, outgoing) in self.sessions.round(state) {
+            let outlet = self.outlets.get(&node);
+            if let Some(Err(reason)) = outlet.map(|outlet| outlet.send(outgoing.into())) {
+                self.close(&node, reason);
+            }
+        }
+        let gone = self
+            .outlets
+            .keys()
+            .filter(|node| state.node(node).is_none());
+        for node in gone.cloned().collect::<Vec<_>>() {
+            let reason = "this node was removed from the swarm";
+            self.close(&node, Status::permission_denied(reason));
+        }
+    }
+}
+
+/// Ends every session when this manager stops leading, however that comes about.
+struct EndOfLead<'a>(&'a Inner);
+
+impl Drop for EndOfLead<'_> {
+    fn drop(&mut self) {
+        if let Some(mut live) = self.0.live().take() {
+            let nodes: Vec<_> = live.outlets.keys().cloned().collect();
+            for node in nodes {
+                let reason = "this manager does not lead the swarm any more";
+                live.close(&node, Status::unavailable(reason));
+            }
+        }
+        self.0.drained.send_replace(BTreeSet::new());
+    }
+}
+
+impl Inner {
+    fn live(&self) -> MutexGuard<'_, Option<Live>> {
+        // What is held is whole between any two statements that could panic.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes known which tasks are drained, if that is news.
+    fn tell_drained(&self) {
+        let drained = self.store.read(|state| {
+            let live = self.live();
+            live.as_ref().map(|live| live.sessions.drained(state))
+        });
+        let drained = drained.unwrap_or_default();
+        self.drained.send_if_modified(|before| {
+            let news = *before != drained;
+            *before = drained;
+            news
+        });
+    }
+
+    fn not_leader(&self) -> Status {
+        let leader_id = self.store.leadership().borrow().leader_id;
+        let leader = self.store.read(|state| {
+            let managers = || state.nodes().filter_map(|node| node.manager.as_ref());
+            managers()
+                .find(|manager| Some(manager.raft_id) == leader_id)
+                .map(|manager| manager.address)
+        });
+        let Some(address) = leader else {
+            return Status::unavailable("the swarm has no leader just now: try again in a moment");
+        };
+        let text = format!("this manager does not lead the swarm: ask the leader at {address}");
+        let mut status = Status::unavailable(text);
+        if let Ok(address) = address.to_string().parse() {
+            status.metadata_mut().insert(LEADER_METADATA, address);
+        }
+        status
+    }
+}
+
+impl Dispatcher {
+    /// The dispatcher of the manager on node `self_id`. Refuses every session until [`Self::lead`]
+    /// runs.
+    pub(crate) fn new(store: Store, self_id: NodeId) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            self_id,
+            live: Mutex::new(None),
+            drained: watch::Sender::new(BTreeSet::new()),
+            readers: TaskTracker::new(),
+        }))
+    }
+
+    /// The draining tasks that get no new connections any more, changing when that set does.
+    pub(crate) fn drained(&self) -> watch::Receiver<BTreeSet<TaskId>> {
+        self.0.drained.subscribe()
+    }
+
+    /// Serves agents until it is dropped, or until an update finds that another manager leads. To
+    /// be run while this manager does.
+    pub(crate) async fn lead(&self) {
+        let (reports, incoming) = mpsc::channel(REPORTS_MAX);
+        self.0.store.read(|state| {
+            *self.0.live() = Some(Live::new(state, reports));
+        });
+        let _end = EndOfLead(&self.0);
+        tokio::select! {
+            () = self.publish() => {}
+            () = self.watch_nodes() => {}
+            () = self.record(incoming) => {}
+        }
+    }
+
+    /// Sends sessions what changes in the store.
+    async fn publish(&self) {
+        let mut changed = self.0.store.watch();
+        loop {
+            changed.borrow_and_update();
+            self.0.store.read(|state| {
+                if let Some(live) = self.0.live().as_mut() {
+                    live.publish(state);
+                }
+            });
+            self.0.tell_drained();
+            if changed.changed().await.is_err() {
+                return;
+            }
+            sleep(PUBLISH_DELAY).await;
+        }
+    }
+
+    /// Writes down which nodes fall silent and which are back.
+    async fn watch_nodes(&self) {
+        let check = |state: &State| {
+            let mut live = self.0.live();
+            live.as_mut().map_or_else(Vec::new, |live| {
+                let now = live.clock.now();
+                live.liveness.check(state, now)
+            })
+        };
+        let mut ticks = interval(LIVENESS_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if self.0.store.read(check).is_empty() {
+                continue;
+            }
+            // Asked again inside: a node may have been heard while this update waited its turn.
+            let update = self.0.store.update(|state| {
+                let verdicts = check(state);
+                let changes = judge(state, verdicts.clone(), clock::now());
+                Ok::<_, Infallible>((changes, verdicts))
+            });
+            match update.await {
+                Ok(verdicts) => {
+                    for verdict in verdicts {
+                        let state = verdict.state.as_str();
+                        tracing::info!(node = %verdict.node, state, "a node's state changed");
+                        if verdict.state == NodeState::Down
+                            && let Some(live) = self.0.live().as_mut()
+                        {
+                            let reason = Status::deadline_exceeded(verdict.message);
+                            live.close(&verdict.node, reason);
+                        }
+                    }
+                }
+                Err(UpdateError::NotLeader { .. }) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "could not write the state of nodes down");
+                    sleep(RETRY_DELAY).await;
+                }
+            }
+        }
+    }
+
+    /// Writes down what agents report.
+    async fn record(&self, mut incoming: mpsc::Receiver<Report>) {
+        let mut reports = Vec::new();
+        while incoming.recv_many(&mut reports, REPORTS_PER_UPDATE).await > 0 {
+            sleep(GATHER_DELAY).await;
+            while reports.len() < REPORTS_PER_UPDATE
+                && let Ok(report) = incoming.try_recv()
+            {
+                reports.push(report);
+            }
+            if self.write(&reports).await.is_err() {
+                return;
+            }
+            reports.clear();
+        }
+    }
+
+    /// Writes `reports` down, in parts when they are too much for one update. Fails when this
+    /// manager leads no more: the agents then report to the next leader.
+    async fn write(&self, reports: &[Report]) -> Result<(), ()> {
+        let mut parts = vec![reports];
+        while let Some(part) = parts.pop() {
+            let update = self.0.store.update(|state| {
+                let changes = observe(state, part, clock::now());
+                Ok::<_, Infallible>((changes, ()))
+            });
+            match update.await {
+                Ok(()) => {}
+                Err(UpdateError::NotLeader { .. }) => return Err(()),
+                Err(error @ UpdateError::TooLarge { .. }) => match part {
+                    [one] => tracing::error!(task = %one.task, %error, "dropped a report"),
+                    _ => {
+                        let (first, second) = part.split_at(part.len() / 2);
+                        parts.extend([second, first]);
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "could not write reports down");
+                    sleep(RETRY_DELAY).await;
+                    parts.push(part);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `node` known as heard, with what it says of itself.
+    async fn register(
+        &self,
+        node: &NodeId,
+        description: NodeDescription,
+        address: Option<IpAddr>,
+    ) -> Result<(), Status> {
+        let update = self.0.store.update(|state| {
+            let before = state.node(node).ok_or_else(|| {
+                Status::permission_denied("this node is not in the swarm: let it join again")
+            })?;
+            let after = greet(before, description, address, clock::now());
+            Ok((after.into_iter().map(Into::into).collect(), ()))
+        });
+        update.await.map_err(|error| match error {
+            UpdateError::Refused(status) => status,
+            UpdateError::NotLeader { .. } => self.0.not_leader(),
+            error => Status::unavailable(error.to_string()),
+        })
+    }
+
+    /// Reads what the agent sends, until either side ends the session.
+    async fn read(
+        self,
+        node: NodeId,
+        session: SessionId,
+        mut incoming: Streaming<v1::AgentMessage>,
+        ended: CancellationToken,
+    ) {
+        loop {
+            // Silence is bounded: a node that is down has its session closed.
+            let message = tokio::select! {
+                () = ended.cancelled() => return,
+                message = incoming.message() => message,
+            };
+            let reason = match message {
+                Ok(Some(message)) => match self.heed(&node, &session, message).await {
+                    Ok(()) => continue,
+                    Err(reason) => reason,
+                },
+                Ok(None) => Status::cancelled("the agent ended the session"),
+                Err(status) => status,
+            };
+            let mut live = self.0.live();
+            if let Some(live) = live
+                .as_mut()
+                .filter(|live| live.sessions.is_open(&node, &session))
+            {
+                live.close(&node, reason);
+            }
+            return;
+        }
+    }
+
+    async fn heed(
+        &self,
+        node: &NodeId,
+        session: &SessionId,
+        message: v1::AgentMessage,
+    ) -> Result<(), Status> {
+        let reports = {
+            let mut live = self.0.live();
+            let Some(live) = live
+                .as_mut()
+                .filter(|live| live.sessions.is_open(node, session))
+            else {
+                return Err(Status::aborted("this session has ended"));
+            };
+            live.liveness.heard(node, live.clock.now());
+            live.reports.clone()
+        };
+        match message.message {
+            // None is a message that a newer agent knows and this manager does not.
+            Some(Message::Heartbeat(v1::Heartbeat {})) | None => Ok(()),
+            Some(Message::Hello(_)) => Err(Status::invalid_argument("only one hello is expected")),
+            Some(Message::Applied(v1::Applied { generation })) => {
+                if let Some(live) = self.0.live().as_mut() {
+                    live.sessions.applied(node, session, generation);
+                }
+                self.0.tell_drained();
+                Ok(())
+            }
+            Some(Message::Status(update)) => {
+                for entry in update.entries {
+                    let Some(report) = report(node, entry) else {
+                        tracing::warn!(%node, "a status that cannot be read was left out");
+                        continue;
+                    };
+                    if reports.send(report).await.is_err() {
+                        return Err(self.0.not_leader());
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn report(node: &NodeId, entry: v1::TaskStatusEntry) -> Option<Report> {
+    let v1::TaskStatusEntry { task_id, status } = entry;
+    Some(Report {
+        node: node.clone(),
+        task: task_id.parse().ok()?,
+        status: TaskStatus::try_from(status?).ok()?,
+    })
+}
+
+/// Who opens a session, and from where.
+fn caller(
+    request: &Request<Streaming<v1::AgentMessage>>,
+) -> Result<(NodeId, Option<IpAddr>), Status> {
+    match request.extensions().get::<Peer>() {
+        Some(Peer {
+            identity: Identity::Node { id, .. },
+            address,
+        }) => Ok((id.clone(), *address)),
+        _ => Err(Status::unauthenticated("a node's certificate is needed")),
+    }
+}
+
+fn description(hello: v1::Hello) -> Result<NodeDescription, Status> {
+    let description = hello.description.unwrap_or_default();
+    if description.encoded_len() > DESCRIPTION_BYTES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "the node's description is larger than {DESCRIPTION_BYTES_MAX} bytes: it has too many \
+             labels"
+        )));
+    }
+    NodeDescription::try_from(description)
+        .map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+#[tonic::async_trait]
+impl DispatcherRpc for Dispatcher {
+    type SessionStream = ReceiverStream<Outbound>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (node, address) = caller(&request)?;
+        if self.0.live().is_none() {
+            return Err(self.0.not_leader());
+        }
+        let mut incoming = request.into_inner();
+        let first = timeout(HELLO_DEADLINE, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("the agent did not say hello"))??;
+        let Some(Message::Hello(hello)) = first.and_then(|message| message.message) else {
+            return Err(Status::invalid_argument("a session begins with a hello"));
+        };
+        self.register(&node, description(hello)?, address).await?;
+        let session = SessionId::random(&mut rand::rng());
+        let opened = self.0.store.read(|state| {
+            let mut live = self.0.live();
+            let live = live.as_mut().ok_or(())?;
+            let node = state.node(&node).ok_or(())?;
+            Ok(live.open(state, node, &self.0.self_id, &session))
+        });
+        let (stream, ended) = opened.map_err(|()| self.0.not_leader())??;
+        tracing::info!(%node, %session, "opened a session");
+        let reader = self.clone().read(node, session, incoming, ended);
+        self.0.readers.spawn(reader);
+        Ok(Response::new(stream))
+    }
+}

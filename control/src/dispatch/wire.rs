@@ -1,0 +1,111 @@
+//! Assignments as they travel.
+
+use swarm_api::v1;
+use swarm_model::{Node, SessionId};
+
+use super::assignment::{AssignmentKey, EndpointState, Item};
+use super::session::Outgoing;
+use crate::store::State;
+
+impl From<Outgoing> for v1::ManagerMessage {
+    fn from(outgoing: Outgoing) -> Self {
+        let Outgoing {
+            generation,
+            complete,
+            delta,
+        } = outgoing;
+        let assignments = v1::Assignments {
+            generation,
+            complete,
+            put: delta.put.iter().map(Into::into).collect(),
+            remove: delta.remove.iter().map(Into::into).collect(),
+        };
+        Self {
+            message: Some(v1::manager_message::Message::Assignments(assignments)),
+        }
+    }
+}
+
+impl From<&Item> for v1::Assignment {
+    fn from(item: &Item) -> Self {
+        use v1::assignment::Item as Wire;
+        let item = match item {
+            Item::Task(task) => Wire::Task(task.as_ref().into()),
+            Item::Network(network) => Wire::Network(network.as_ref().into()),
+            Item::Peer(peer) => Wire::Peer(v1::NetworkPeer {
+                node_id: peer.node.to_string(),
+                ingress_address: peer.ingress_address.to_string(),
+                data_path_address: peer.data_path_address.to_string(),
+            }),
+            Item::Service(service) => Wire::Service(v1::PublishedService {
+                service_id: service.service.to_string(),
+                index: service.index,
+                ports: service.ports.iter().map(Into::into).collect(),
+                name: service.name.clone(),
+            }),
+            Item::Endpoint(endpoint) => Wire::Endpoint(v1::TaskEndpoint {
+                task_id: endpoint.task.to_string(),
+                service_id: endpoint.service.to_string(),
+                node_id: endpoint.node.to_string(),
+                address: endpoint.address.to_string(),
+                state: v1::EndpointState::from(endpoint.state).into(),
+            }),
+        };
+        Self { item: Some(item) }
+    }
+}
+
+impl From<EndpointState> for v1::EndpointState {
+    fn from(state: EndpointState) -> Self {
+        match state {
+            EndpointState::Starting => Self::Starting,
+            EndpointState::Ready => Self::Ready,
+            EndpointState::Draining => Self::Draining,
+        }
+    }
+}
+
+impl From<&AssignmentKey> for v1::AssignmentKey {
+    fn from(key: &AssignmentKey) -> Self {
+        use v1::assignment_key::Key as Wire;
+        let key = match key {
+            AssignmentKey::Task(id) => Wire::TaskId(id.to_string()),
+            AssignmentKey::Network(id) => Wire::NetworkId(id.to_string()),
+            AssignmentKey::Peer(id) => Wire::PeerNodeId(id.to_string()),
+            AssignmentKey::Service(id) => Wire::ServiceId(id.to_string()),
+            AssignmentKey::Endpoint(id) => Wire::EndpointTaskId(id.to_string()),
+        };
+        Self { key: Some(key) }
+    }
+}
+
+/// The first message of a session of `node`, from the manager `own`.
+pub(super) fn welcome(
+    state: &State,
+    session: &SessionId,
+    node: &Node,
+    own: &swarm_model::NodeId,
+) -> v1::ManagerMessage {
+    let spec = state
+        .cluster()
+        .map(|cluster| cluster.spec)
+        .unwrap_or_default();
+    let period = spec.heartbeat_period.as_millis();
+    let mut managers: Vec<_> = state
+        .nodes()
+        .filter_map(|node| Some((node.id != *own, node.manager.as_ref()?.address)))
+        .collect();
+    managers.sort_unstable();
+    let welcome = v1::Welcome {
+        session_id: session.to_string(),
+        node_id: node.id.to_string(),
+        heartbeat_period_ms: u64::try_from(period).unwrap_or(u64::MAX),
+        managers: managers
+            .into_iter()
+            .map(|(_, address)| address.to_string())
+            .collect(),
+    };
+    v1::ManagerMessage {
+        message: Some(v1::manager_message::Message::Welcome(welcome)),
+    }
+}

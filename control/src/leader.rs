@@ -1,0 +1,243 @@
+//! What only the leader does: the passes over the store, and the dispatcher.
+//!
+//! One loop runs `orchestrate`, `allocate`, `schedule` and `reap` in turn, each in an update of its
+//! own, until none of them wants a change; then it waits for the store to change, for a task to be
+//! drained, or for the time that a pass asked for. A new leader begins from the store alone.
+//!
+//! Deliberately absent: decisions (they are in the passes), elections (`raft`).
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::SeedableRng as _;
+use swarm_model::{Node, NodeId, NodeState, TaskId, Timestamp};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::Dispatcher;
+use crate::orchestrate::{self, Batch};
+use crate::store::{Change, Leadership, State, Store, UpdateError};
+use crate::{allocate, clock, schedule};
+
+/// Changes that one pass makes at a time (swarmkit's bound for a transaction).
+const CHANGES_MAX: usize = 200;
+
+/// Rounds of passes until the loop looks up. Work that is left is done after the store's change
+/// that the last round made.
+const ROUNDS_MAX: usize = 64;
+
+/// How long changes of the store are gathered before the passes run.
+const GATHER_DELAY: Duration = Duration::from_millis(5);
+
+/// Time until an update that could not be made is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// Longest wait for a time that a pass asked for: this host's clock may be set meanwhile.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Leads whenever the store says so, until `stop`.
+pub(crate) async fn run(
+    store: Store,
+    dispatcher: Dispatcher,
+    self_id: NodeId,
+    stop: CancellationToken,
+) {
+    let mut leadership = store.leadership();
+    loop {
+        let current = *leadership.borrow_and_update();
+        tokio::select! {
+            never = keep_leading(&store, &dispatcher, &self_id), if current.leader => match never {},
+            () = another(&mut leadership, current) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn keep_leading(store: &Store, dispatcher: &Dispatcher, self_id: &NodeId) -> Infallible {
+    loop {
+        lead(store, dispatcher, self_id).await;
+        // Usually the news of another leader come next, and this is dropped.
+        sleep(RETRY_DELAY).await;
+    }
+}
+
+/// Waits until leadership is not what it was.
+async fn another(leadership: &mut watch::Receiver<Leadership>, was: Leadership) {
+    let changed = |now: &Leadership| now.leader != was.leader || now.term != was.term;
+    if leadership.wait_for(changed).await.is_err() {
+        // The store is gone, and nothing will change any more.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Leads until it is dropped, or until an update finds that another manager does.
+async fn lead(store: &Store, dispatcher: &Dispatcher, self_id: &NodeId) {
+    tracing::info!("this manager leads the swarm");
+    loop {
+        let update = store.update(|state| {
+            let changes = take_over(state, self_id, clock::now());
+            Ok::<_, Infallible>((changes, ()))
+        });
+        match update.await {
+            Ok(()) => break,
+            Err(UpdateError::NotLeader { .. }) => return,
+            Err(error) => tracing::warn!(%error, "could not take the lead over"),
+        }
+        sleep(RETRY_DELAY).await;
+    }
+    tokio::select! {
+        () = dispatcher.lead() => {}
+        () = plan(store, dispatcher.drained()) => {}
+    }
+}
+
+/// What a new leader changes first: it has heard no node yet. Nodes that were down stay so; the
+/// others have `down_after` to come back.
+fn take_over(state: &State, self_id: &NodeId, now: Timestamp) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for node in state.nodes() {
+        let mut next = Node::clone(node);
+        if matches!(next.status.state, NodeState::Ready | NodeState::Suspect) {
+            next.status.state = NodeState::Unknown;
+            next.status.since = now;
+            next.status.message = "not heard by the new leader yet".to_owned();
+        }
+        if let Some(manager) = &mut next.manager {
+            manager.leader = node.id == *self_id;
+        }
+        if next != **node {
+            next.meta.updated_at = now;
+            changes.push(next.into());
+        }
+    }
+    changes
+}
+
+/// The passes, in the order in which a new service needs them.
+pub(crate) const PASSES: [Pass; 4] = [
+    Pass::Orchestrate,
+    Pass::Allocate,
+    Pass::Schedule,
+    Pass::Reap,
+];
+
+/// One of the passes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Pass {
+    /// [`orchestrate::pass`]
+    Orchestrate,
+    /// [`allocate::pass`]
+    Allocate,
+    /// [`schedule::pass`]
+    Schedule,
+    /// [`orchestrate::reap::pass`]
+    Reap,
+}
+
+/// What the passes keep between runs. All of it can be made anew from the store.
+#[derive(Debug)]
+pub(crate) struct Planner {
+    cursor: allocate::Cursor,
+    rng: ChaCha12Rng,
+}
+
+impl Planner {
+    /// A planner that draws ids from `seed`.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            cursor: allocate::Cursor::default(),
+            rng: ChaCha12Rng::seed_from_u64(seed),
+        }
+    }
+
+    /// Runs `pass` over `state`; `drained` is what the dispatcher knows to be drained.
+    pub(crate) fn run(
+        &mut self,
+        pass: Pass,
+        state: &State,
+        drained: &BTreeSet<TaskId>,
+        batch: &mut Batch,
+    ) {
+        match pass {
+            Pass::Orchestrate => orchestrate::pass(state, drained, batch, &mut self.rng),
+            Pass::Allocate => allocate::pass(state, &mut self.cursor, batch, &mut self.rng),
+            Pass::Schedule => schedule::pass(state, batch),
+            Pass::Reap => orchestrate::reap::pass(state, batch),
+        }
+    }
+}
+
+/// Runs the passes whenever there may be something to do.
+async fn plan(store: &Store, mut drained: watch::Receiver<BTreeSet<TaskId>>) {
+    let mut planner = Planner::new(rand::random());
+    let mut changed = store.watch();
+    loop {
+        changed.borrow_and_update();
+        let now_drained = drained.borrow_and_update().clone();
+        let wait = match settle(store, &mut planner, &now_drained).await {
+            Ok(wake_at) => wake_at.map_or(WAIT_MAX, |at| at.since(clock::now()).min(WAIT_MAX)),
+            Err(UpdateError::NotLeader { .. }) => return,
+            Err(error) => {
+                tracing::warn!(%error, "could not carry a plan out");
+                RETRY_DELAY
+            }
+        };
+        tokio::select! {
+            result = changed.changed() => if result.is_err() { return },
+            result = drained.changed() => if result.is_err() { return },
+            () = sleep(wait) => {}
+        }
+        sleep(GATHER_DELAY).await;
+    }
+}
+
+/// Runs the passes until none wants a change; gives the earliest time one asked for.
+async fn settle(
+    store: &Store,
+    planner: &mut Planner,
+    drained: &BTreeSet<TaskId>,
+) -> Result<Option<Timestamp>, UpdateError<Infallible>> {
+    for _ in 0..ROUNDS_MAX {
+        let mut wake_at = None;
+        let mut quiet = true;
+        for pass in PASSES {
+            let (count, asked) = run_pass(store, planner, pass, drained).await?;
+            quiet &= count == 0;
+            wake_at = wake_at.into_iter().chain(asked).min();
+        }
+        if quiet {
+            return Ok(wake_at);
+        }
+    }
+    Ok(Some(clock::now()))
+}
+
+/// Runs one pass; gives how much it changed, and the time it asked for. What is too much for one
+/// update is done in smaller parts, by further rounds.
+async fn run_pass(
+    store: &Store,
+    planner: &mut Planner,
+    pass: Pass,
+    drained: &BTreeSet<TaskId>,
+) -> Result<(usize, Option<Timestamp>), UpdateError<Infallible>> {
+    let mut changes_max = CHANGES_MAX;
+    loop {
+        let update = store.update(|state| {
+            let mut batch = Batch::new(clock::now(), changes_max);
+            planner.run(pass, state, drained, &mut batch);
+            let (changes, wake_at) = batch.into_parts();
+            let count = changes.len();
+            Ok::<_, Infallible>((changes, (count, wake_at)))
+        });
+        match update.await {
+            Err(UpdateError::TooLarge { .. }) if changes_max > 1 => changes_max /= 2,
+            outcome => return outcome,
+        }
+    }
+}

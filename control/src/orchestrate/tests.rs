@@ -1,0 +1,5 @@
+//! Scripted scenarios.
+
+mod invariants;
+mod life;
+mod update;

@@ -1,0 +1,247 @@
+//! A pure driver over raft-rs: time, proposals and messages in; what to write, send and apply out.
+
+use raft::eraftpb::{ConfState, Entry, HardState, Message, Snapshot, SnapshotMetadata};
+use raft::{RawNode, Ready, StateRole};
+
+use super::cache::Cache;
+use super::record::{PositionRecord, SnapshotRecord};
+use super::slog_drain;
+
+/// Ticks of silence after which a follower asks for votes, at least; raft-rs draws up to twice as
+/// many.
+const ELECTION_TICKS: usize = 10;
+/// Ticks between two heartbeats of a leader.
+const HEARTBEAT_TICKS: usize = 1;
+/// Most bytes of entries in one message to a follower, the first entry aside.
+const MAX_MESSAGE_BYTES: u64 = 1024 * 1024;
+/// Most messages on their way to one follower.
+const MAX_IN_FLIGHT_MESSAGES: usize = 64;
+/// Most bytes of entries that wait to be committed; proposals beyond are refused.
+const MAX_UNCOMMITTED_BYTES: u64 = 16 * 1024 * 1024;
+/// Most bytes of entries that are handed out to be applied at once.
+const MAX_COMMITTED_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Raft, as one member sees it.
+pub(super) struct Core {
+    raw: RawNode<Cache>,
+    applied: PositionRecord,
+}
+
+/// What one step of Raft writes, all of it or nothing.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Write {
+    pub(super) hard_state: HardState,
+    /// Replaces all entries, when there is one.
+    pub(super) snapshot: Option<Snapshot>,
+    /// Replace those from the index of the first on.
+    pub(super) entries: Vec<Entry>,
+}
+
+/// What becomes true once a step is written.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Replaces the state; comes before the entries.
+    pub(super) snapshot: Option<Snapshot>,
+    /// To be applied, in order.
+    pub(super) committed: Vec<Entry>,
+    /// To be sent to other members.
+    pub(super) messages: Vec<Message>,
+}
+
+/// A step that Raft wants done. Dropping it without [`Step::persisted`] means that the write
+/// failed: the core cannot go on.
+pub(super) struct Step<'a> {
+    core: &'a mut Core,
+    ready: Ready,
+    /// What must be on disk before the step counts; none when the disk has it all.
+    pub(super) write: Option<Write>,
+    /// To be sent at once, without waiting for the disk.
+    pub(super) messages: Vec<Message>,
+}
+
+/// Why a proposal was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Another member leads, or none.
+    NotLeader,
+    /// Too much is on its way, or leadership is being handed over.
+    Busy,
+}
+
+impl Core {
+    /// The member `raft_id`, whose state stands at the snapshot of `cache`.
+    pub(super) fn new(raft_id: u64, cache: Cache) -> raft::Result<Self> {
+        let snapshot = cache.snapshot_metadata();
+        let applied = PositionRecord {
+            index: snapshot.index,
+            term: snapshot.term,
+        };
+        let config = raft::Config {
+            election_tick: ELECTION_TICKS,
+            heartbeat_tick: HEARTBEAT_TICKS,
+            applied: applied.index,
+            max_size_per_msg: MAX_MESSAGE_BYTES,
+            max_inflight_msgs: MAX_IN_FLIGHT_MESSAGES,
+            check_quorum: true,
+            pre_vote: true,
+            max_uncommitted_size: MAX_UNCOMMITTED_BYTES,
+            max_committed_size_per_ready: MAX_COMMITTED_BYTES,
+            ..raft::Config::new(raft_id)
+        };
+        let raw = RawNode::new(&config, cache, &slog_drain::logger())?;
+        Ok(Self { raw, applied })
+    }
+
+    /// Lets one tick of time pass.
+    pub(super) fn tick(&mut self) {
+        self.raw.tick();
+    }
+
+    /// Asks for votes now instead of after an election timeout.
+    pub(super) fn campaign(&mut self) -> raft::Result<()> {
+        self.raw.campaign()
+    }
+
+    /// Takes a message from another member.
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "the transport between managers will call it; tests do now"
+        )
+    )]
+    pub(super) fn receive(&mut self, message: Message) -> raft::Result<()> {
+        self.raw.step(message)
+    }
+
+    /// Puts `data` at the end of the log, if this member leads.
+    pub(super) fn propose(&mut self, data: Vec<u8>) -> Result<(), Refused> {
+        if !self.is_leader() {
+            // raft-rs would forward it, and nobody would learn what became of it.
+            return Err(Refused::NotLeader);
+        }
+        self.raw
+            .propose(Vec::new(), data)
+            .map_err(|_dropped| Refused::Busy)
+    }
+
+    /// The next step, until there is none.
+    pub(super) fn step(&mut self) -> Option<Step<'_>> {
+        if !self.raw.has_ready() {
+            return None;
+        }
+        let mut ready = self.raw.ready();
+        let write = ready.must_sync().then(|| Write {
+            // Also where Raft reports no change: the commit index moves without one.
+            hard_state: self.raw.raft.hard_state(),
+            snapshot: (!ready.snapshot().is_empty()).then(|| ready.snapshot().clone()),
+            entries: ready.take_entries(),
+        });
+        let messages = ready.take_messages();
+        Some(Step {
+            core: self,
+            ready,
+            write,
+            messages,
+        })
+    }
+
+    /// Takes note that the state now stands at `position`.
+    pub(super) fn applied(&mut self, position: PositionRecord) {
+        self.applied = position;
+        self.raw.advance_apply_to(position.index);
+    }
+
+    /// Takes note that a snapshot of the state was written, and entries up to `compacted` removed.
+    pub(super) fn compact(&mut self, snapshot: &SnapshotRecord, compacted: PositionRecord) {
+        self.raw.mut_store().compact(snapshot, compacted);
+    }
+
+    /// Where the state stands.
+    pub(super) fn applied_position(&self) -> PositionRecord {
+        self.applied
+    }
+
+    /// The log as it stands.
+    pub(super) fn cache(&self) -> &Cache {
+        self.raw.store()
+    }
+
+    /// Who takes part now.
+    pub(super) fn members(&self) -> ConfState {
+        self.raw.raft.prs().conf().to_conf_state()
+    }
+
+    /// Whether this member alone votes.
+    pub(super) fn is_alone(&self) -> bool {
+        self.members().voters == [self.raw.raft.id] && self.members().voters_outgoing.is_empty()
+    }
+
+    pub(super) fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Whether this member leads and its state holds all that was committed before.
+    pub(super) fn is_caught_up_leader(&self) -> bool {
+        // A leader's first own entry is committed only with all before it.
+        self.is_leader() && self.applied.term == self.term()
+    }
+
+    pub(super) fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    /// The leader, if known.
+    pub(super) fn leader_id(&self) -> Option<u64> {
+        Some(self.raw.raft.leader_id).filter(|id| *id != raft::INVALID_ID)
+    }
+}
+
+impl Step<'_> {
+    /// Goes on after [`Step::write`] is on disk.
+    pub(super) fn persisted(self) -> Outcome {
+        let Self {
+            core: Core { raw, .. },
+            mut ready,
+            write,
+            messages: _,
+        } = self;
+        let mut outcome = Outcome::default();
+        let cache = raw.mut_store();
+        if let Some(write) = write {
+            if let Some(snapshot) = write.snapshot {
+                cache.install(snapshot.get_metadata().clone());
+                outcome.snapshot = Some(snapshot);
+            }
+            cache.append(write.entries);
+            cache.set_hard_state(write.hard_state);
+        } else if let Some(hard_state) = ready.hs() {
+            cache.set_hard_state(hard_state.clone());
+        }
+        outcome.messages = ready.take_persisted_messages();
+        outcome.committed = ready.take_committed_entries();
+        let mut light = raw.advance_append(ready);
+        if let Some(commit) = light.commit_index() {
+            raw.mut_store().set_commit(commit);
+        }
+        outcome.messages.extend(light.take_messages());
+        outcome.committed.extend(light.take_committed_entries());
+        outcome
+    }
+}
+
+/// The metadata of the snapshot that a new log of one member starts from. It stands at index 1, so
+/// that a member that joins later starts from a snapshot too, which tells it who takes part.
+pub(super) fn first_snapshot(raft_id: u64) -> SnapshotMetadata {
+    let members = ConfState {
+        voters: vec![raft_id],
+        ..ConfState::default()
+    };
+    let mut metadata = SnapshotMetadata {
+        index: 1,
+        term: 1,
+        ..SnapshotMetadata::default()
+    };
+    metadata.set_conf_state(members);
+    metadata
+}

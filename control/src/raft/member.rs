@@ -1,0 +1,254 @@
+//! Core, log and state together: one member of Raft, without a clock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use prost::bytes::Bytes;
+use raft::eraftpb::{Entry, EntryType, Message};
+
+use super::cache::Cache;
+use super::core::{Core, Refused, Write, first_snapshot};
+use super::error::{NodeError, StartError};
+use super::log::{Log, Recovered};
+use super::record::{MembersRecord, PositionRecord, SnapshotRecord};
+use crate::store::{
+    Change, Leadership, Proposal, ProposeError, Replica, State, Unavailable, decode_batch,
+    decode_snapshot, encode_batch, encode_snapshot,
+};
+
+/// Entries after which a snapshot is taken (swarmkit's `SnapshotInterval`).
+pub(super) const SNAPSHOT_INTERVAL: u64 = 10_000;
+/// Bytes of entries after which a snapshot is taken; bounds the log in memory and the replay.
+const SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
+
+/// A proposal in the form that goes into the log.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    /// By which it is recognised when it is applied.
+    pub(super) id: u64,
+    pub(super) bytes: Vec<u8>,
+    pub(super) proposal: Proposal,
+}
+
+/// One member: its log on disk, Raft, and the state that comes of it.
+pub(super) struct Member {
+    core: Core,
+    log: Log,
+    replica: Arc<Replica>,
+    /// Own proposals on their way. At most as many as there are turns to update: one a store.
+    pending: HashMap<u64, Proposal>,
+    /// The term in which they were proposed.
+    pending_term: u64,
+    snapshot_interval: u64,
+}
+
+/// Starts a new log in `log` with `initial` as its first state, all at once.
+pub(super) fn bootstrap(log: &Log, raft_id: u64, initial: Vec<Change>) -> Result<(), StartError> {
+    let refused = |cause: ProposeError| StartError::Initial(cause.into());
+    // Through bytes, as every other change: what cannot be read back must not get in.
+    let bytes = encode_batch(0, &initial).map_err(refused)?;
+    let (_id, changes) =
+        decode_batch(&bytes).map_err(|source| refused(ProposeError::Invalid(source)))?;
+    let metadata = first_snapshot(raft_id);
+    let mut state = State::default();
+    state.apply(metadata.index, changes);
+    let snapshot = SnapshotRecord {
+        index: metadata.index,
+        term: metadata.term,
+        members: Some(MembersRecord::from(metadata.get_conf_state())),
+        state: encode_snapshot(&state).into(),
+    };
+    Ok(log.bootstrap(raft_id, &snapshot)?)
+}
+
+impl Member {
+    /// The member that `recovered`, read from `log`, describes. Its state stands at the snapshot;
+    /// [`Member::run`] brings it on.
+    pub(super) fn new(
+        log: Log,
+        recovered: Recovered,
+        replica: Arc<Replica>,
+        snapshot_interval: u64,
+    ) -> Result<Self, NodeError> {
+        let Recovered {
+            raft_id,
+            hard_state,
+            snapshot,
+            compacted,
+            entries,
+        } = recovered;
+        let cache = Cache::new(hard_state, snapshot.metadata(), compacted, entries);
+        install(&replica, &snapshot)?;
+        Ok(Self {
+            core: Core::new(raft_id, cache)?,
+            log,
+            replica,
+            pending: HashMap::new(),
+            pending_term: 0,
+            snapshot_interval,
+        })
+    }
+
+    /// Whether no other member votes.
+    pub(super) fn is_alone(&self) -> bool {
+        self.core.is_alone()
+    }
+
+    /// Lets one tick of time pass.
+    pub(super) fn tick(&mut self) {
+        self.core.tick();
+    }
+
+    /// Asks for votes now.
+    pub(super) fn campaign(&mut self) -> Result<(), NodeError> {
+        Ok(self.core.campaign()?)
+    }
+
+    /// Takes a message from another member.
+    #[cfg(test)]
+    pub(super) fn receive(&mut self, message: Message) -> Result<(), NodeError> {
+        Ok(self.core.receive(message)?)
+    }
+
+    /// The state of the newest snapshot, as its bytes on disk.
+    #[cfg(test)]
+    pub(super) fn snapshot_state(&self) -> Bytes {
+        self.log.recover().expect("the log is whole").snapshot.state
+    }
+
+    /// Puts a proposal into the log, or finishes it with the reason why not.
+    pub(super) fn propose(&mut self, encoded: Encoded) {
+        let Encoded {
+            id,
+            bytes,
+            proposal,
+        } = encoded;
+        let outcome = if proposal.term == self.core.term() {
+            self.core.propose(bytes)
+        } else {
+            Err(Refused::NotLeader)
+        };
+        match outcome {
+            Ok(()) => {
+                self.pending_term = proposal.term;
+                self.pending.insert(id, proposal);
+            }
+            Err(Refused::Busy) => {
+                proposal.finish(Err(ProposeError::Unavailable(Unavailable::Busy)));
+            }
+            Err(Refused::NotLeader) => {
+                let leader = self.core.leader_id();
+                proposal.finish(Err(ProposeError::NotLeader { leader }));
+            }
+        }
+    }
+
+    /// Does everything that Raft wants done: writes, applies, takes snapshots, tells who watches.
+    /// Returns what is to be sent to other members.
+    ///
+    /// After an error the member is of no more use.
+    pub(super) fn run(&mut self) -> Result<Vec<Message>, NodeError> {
+        let mut outbox = Vec::new();
+        while let Some(mut step) = self.core.step() {
+            outbox.append(&mut step.messages);
+            if let Some(write) = &step.write {
+                self.log.write(write)?;
+            }
+            let outcome = step.persisted();
+            outbox.extend(outcome.messages);
+            if let Some(snapshot) = outcome.snapshot {
+                let snapshot = SnapshotRecord::from(&snapshot);
+                install(&self.replica, &snapshot)?;
+                self.core.applied(snapshot.position());
+            }
+            for entry in outcome.committed {
+                self.apply(entry)?;
+            }
+            self.publish();
+        }
+        self.take_snapshot_if_due()?;
+        Ok(outbox)
+    }
+
+    /// Writes what is only known, so that the next start finds the state where this one left it.
+    pub(super) fn close(self) -> Result<(), NodeError> {
+        let hard_state = self.core.cache().hard_state().clone();
+        Ok(self.log.write(&Write {
+            hard_state,
+            ..Write::default()
+        })?)
+    }
+
+    fn apply(&mut self, entry: Entry) -> Result<(), NodeError> {
+        let index = entry.index;
+        if entry.entry_type != EntryType::EntryNormal {
+            return Err(NodeError::MembershipChange { index });
+        }
+        // A new leader's first entry is empty.
+        let (id, changes) = if entry.data.is_empty() {
+            (None, Vec::new())
+        } else {
+            let (id, changes) =
+                decode_batch(&entry.data).map_err(|source| NodeError::Entry { index, source })?;
+            (Some(id), changes)
+        };
+        self.replica.apply(index, changes);
+        self.core.applied(PositionRecord {
+            index,
+            term: entry.term,
+        });
+        if let Some(proposal) = id.and_then(|id| self.pending.remove(&id)) {
+            proposal.finish(Ok(()));
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        self.replica.set_leadership(Leadership {
+            leader: self.core.is_caught_up_leader(),
+            term: self.core.term(),
+            leader_id: self.core.leader_id(),
+        });
+        if !self.core.is_leader() || self.core.term() != self.pending_term {
+            // Whether they are committed is now another leader's business.
+            for (_id, proposal) in self.pending.drain() {
+                proposal.finish(Err(ProposeError::Unavailable(Unavailable::LeaderChanged)));
+            }
+        }
+    }
+
+    fn take_snapshot_if_due(&mut self) -> Result<(), NodeError> {
+        let cache = self.core.cache();
+        let applied = self.core.applied_position();
+        let entries = applied.index - cache.snapshot_metadata().index;
+        if entries == 0
+            || (entries < self.snapshot_interval && cache.bytes_since_snapshot() < SNAPSHOT_BYTES)
+        {
+            return Ok(());
+        }
+        let snapshot = SnapshotRecord {
+            index: applied.index,
+            term: applied.term,
+            members: Some(MembersRecord::from(&self.core.members())),
+            state: Bytes::from(self.replica.read(encode_snapshot)),
+        };
+        let compacted = cache.compaction_point(applied.index);
+        self.log.compact(cache.hard_state(), &snapshot, compacted)?;
+        self.core.compact(&snapshot, compacted);
+        tracing::debug!(
+            index = snapshot.index,
+            bytes = snapshot.state.len(),
+            "took a snapshot"
+        );
+        Ok(())
+    }
+}
+
+/// Makes the state that of a snapshot.
+fn install(replica: &Replica, snapshot: &SnapshotRecord) -> Result<(), NodeError> {
+    let index = snapshot.index;
+    let state = decode_snapshot(index, &snapshot.state)
+        .map_err(|source| NodeError::Snapshot { index, source })?;
+    replica.install(state);
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! Who may call what: one table, one layer.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use swarm_model::{NodeId, Role};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::Service;
+use tonic::codegen::http::{Request, Response};
+use tower::Layer;
+
+use super::{Identity, Peer};
+use crate::store::{State, Store};
+
+/// Who may call a method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Everyone, also without a certificate.
+    Anyone,
+    /// Every node of the swarm.
+    Node,
+    /// Managers, and whoever may open the local socket.
+    Manager,
+    /// Whoever may open the local socket, and nobody on the network.
+    Local,
+}
+
+/// Every method there is.
+const METHODS: [(&str, Access); 15] = [
+    ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
+    ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
+    ("/swarm.v1.Dispatcher/Session", Access::Node),
+    ("/swarm.v1.Control/GetCluster", Access::Manager),
+    ("/swarm.v1.Control/GetJoinToken", Access::Manager),
+    ("/swarm.v1.Control/ListNodes", Access::Manager),
+    ("/swarm.v1.Control/GetNode", Access::Manager),
+    ("/swarm.v1.Control/RemoveNode", Access::Manager),
+    ("/swarm.v1.Control/CreateService", Access::Manager),
+    ("/swarm.v1.Control/UpdateService", Access::Manager),
+    ("/swarm.v1.Control/RemoveService", Access::Manager),
+    ("/swarm.v1.Control/GetService", Access::Manager),
+    ("/swarm.v1.Control/ListServices", Access::Manager),
+    ("/swarm.v1.Control/ListTasks", Access::Manager),
+    (
+        "/swarm.v1.LocalControl/IssueManagerCertificate",
+        Access::Local,
+    ),
+];
+
+/// Why a call does not pass.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum Denied {
+    #[error(
+        "this manager does not know the method that was called: it may be older than the caller"
+    )]
+    UnknownMethod,
+    #[error("a certificate of this swarm is needed: join it first with `swarmctl swarm join`")]
+    NoCertificate,
+    #[error("only a manager may do this: run the command on a manager")]
+    NotManager,
+    #[error("this is answered on the manager's local socket only")]
+    NotLocal,
+    #[error(
+        "node {0} was removed from the swarm: run `swarmctl swarm leave` on it, then join again"
+    )]
+    Removed(NodeId),
+}
+
+impl From<Denied> for Status {
+    fn from(denied: Denied) -> Self {
+        let text = denied.to_string();
+        match denied {
+            Denied::UnknownMethod => Self::unimplemented(text),
+            Denied::NoCertificate => Self::unauthenticated(text),
+            Denied::NotManager | Denied::NotLocal | Denied::Removed(_) => {
+                Self::permission_denied(text)
+            }
+        }
+    }
+}
+
+/// Whether `identity` may call `path`, the swarm being in `state`.
+fn authorise(path: &str, identity: &Identity, state: &State) -> Result<(), Denied> {
+    let access = METHODS
+        .iter()
+        .find(|(method, _)| *method == path)
+        .map(|(_, access)| *access)
+        .ok_or(Denied::UnknownMethod)?;
+    let role = match identity {
+        _ if access == Access::Anyone => return Ok(()),
+        Identity::Anonymous => return Err(Denied::NoCertificate),
+        Identity::LocalOperator => {
+            return match access {
+                Access::Anyone | Access::Manager | Access::Local => Ok(()),
+                Access::Node => Err(Denied::NoCertificate),
+            };
+        }
+        Identity::Node { id, role } => {
+            let node = state.node(id).ok_or_else(|| Denied::Removed(id.clone()))?;
+            // A certificate from before a demotion is good for no more than the node is now.
+            node.role.min(*role)
+        }
+    };
+    match access {
+        Access::Anyone | Access::Node => Ok(()),
+        Access::Manager if role == Role::Manager => Ok(()),
+        Access::Manager => Err(Denied::NotManager),
+        Access::Local => Err(Denied::NotLocal),
+    }
+}
+
+/// Puts the check before every service.
+#[derive(Clone, Debug)]
+pub(super) struct AuthoriseLayer(pub(super) Store);
+
+impl<S> Layer<S> for AuthoriseLayer {
+    type Service = Authorised<S>;
+
+    fn layer(&self, inner: S) -> Authorised<S> {
+        Authorised {
+            inner,
+            store: self.0.clone(),
+        }
+    }
+}
+
+/// Services behind the check.
+#[derive(Clone, Debug)]
+pub(super) struct Authorised<S> {
+    inner: S,
+    store: Store,
+}
+
+impl<S> Service<Request<Body>> for Authorised<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let peer = request.extensions().get::<Peer>();
+        let identity = peer.map_or(&Identity::Anonymous, |peer| &peer.identity);
+        let path = request.uri().path();
+        let verdict = self.store.read(|state| authorise(path, identity, state));
+        match verdict {
+            Ok(()) => Box::pin(self.inner.call(request)),
+            Err(denied) => {
+                tracing::debug!(%denied, ?identity, "refused a call");
+                let response = Status::from(denied).into_http();
+                Box::pin(std::future::ready(Ok(response)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The methods that the protocol files of the served services declare.
+    fn declared() -> Vec<String> {
+        let mut methods = Vec::new();
+        for file in [
+            include_str!("../../api/proto/swarm/v1/ca.proto"),
+            include_str!("../../api/proto/swarm/v1/control.proto"),
+            include_str!("../../api/proto/swarm/v1/dispatcher.proto"),
+            include_str!("../../api/proto/swarm/v1/local.proto"),
+        ] {
+            let mut service = "";
+            for line in file.lines() {
+                let mut words = line.split([' ', '(']).filter(|word| !word.is_empty());
+                match (words.next(), words.next()) {
+                    (Some("service"), Some(name)) => service = name,
+                    // The agent's own socket; no manager serves it.
+                    (Some("rpc"), Some(name)) if service != "LocalAgent" => {
+                        methods.push(format!("/swarm.v1.{service}/{name}"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        methods.sort();
+        methods
+    }
+
+    #[test]
+    fn the_table_has_every_method_once() {
+        let mut table = METHODS.map(|(method, _)| method.to_owned());
+        table.sort();
+        assert_eq!(table.to_vec(), declared());
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_is_refused() {
+        let state = State::default();
+        for path in ["", "/", "/swarm.v1.Control/Drop", "/swarm.v1.Control"] {
+            assert_eq!(
+                authorise(path, &Identity::LocalOperator, &state),
+                Err(Denied::UnknownMethod)
+            );
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What a person can ask of the swarm. Reads come from memory; each change is one update of the
+//! store, decided by the pure functions beside this module.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use swarm_api::convert::ConvertError;
+use swarm_api::v1;
+use swarm_api::v1::control_server::Control;
+use swarm_model::{Cluster, JoinToken, NodeId, Role, ServiceId, ServiceSpec, Task};
+use tonic::{Request, Response, Status};
+
+use super::refusal::{Refusal, outcome};
+use super::{lookup, nodes, services};
+use crate::clock;
+use crate::store::{State, Store};
+
+/// Answers managers on the network and whoever may open the local socket.
+#[derive(Clone, Debug)]
+pub(super) struct ControlService {
+    pub(super) store: Store,
+    pub(super) self_id: NodeId,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    async fn get_cluster(
+        &self,
+        _: Request<v1::GetClusterRequest>,
+    ) -> Answer<v1::GetClusterResponse> {
+        let cluster = self.store.read(cluster)?;
+        Ok(Response::new(v1::GetClusterResponse {
+            id: cluster.id.to_string(),
+            spec: Some((&cluster.spec).into()),
+            node_id: self.self_id.to_string(),
+        }))
+    }
+
+    async fn get_join_token(
+        &self,
+        request: Request<v1::GetJoinTokenRequest>,
+    ) -> Answer<v1::GetJoinTokenResponse> {
+        let v1::GetJoinTokenRequest { role, rotate } = request.into_inner();
+        let role = match v1::Role::try_from(role) {
+            Ok(v1::Role::Worker) => Role::Worker,
+            Ok(v1::Role::Manager) => Role::Manager,
+            Ok(v1::Role::Unspecified) | Err(_) => return Err(Refusal::Missing("role").into()),
+        };
+        if rotate {
+            let rotated = self
+                .store
+                .update(|state| {
+                    let cluster = cluster(state)?;
+                    let cluster =
+                        nodes::rotate_secret(&cluster, role, clock::now(), &mut rand::rng());
+                    Ok((vec![cluster.into()], ()))
+                })
+                .await;
+            outcome(rotated)?;
+            tracing::info!(role = role.as_str(), "made a new join token");
+        }
+        let (cluster, address) = self.store.read(|state| {
+            let address = nodes::manager_address(state, &self.self_id).ok_or(Refusal::NotReady)?;
+            Ok::<_, Refusal>((cluster(state)?, address))
+        })?;
+        let secret = match role {
+            Role::Worker => &cluster.worker_secret,
+            Role::Manager => &cluster.manager_secret,
+        };
+        Ok(Response::new(v1::GetJoinTokenResponse {
+            token: JoinToken::new(&cluster.root_ca_pem, secret).to_string(),
+            manager_address: address.to_string(),
+        }))
+    }
+
+    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Answer<v1::ListNodesResponse> {
+        let nodes = self
+            .store
+            .read(|state| state.nodes().map(|node| (&**node).into()).collect());
+        Ok(Response::new(v1::ListNodesResponse {
+            nodes,
+            self_id: self.self_id.to_string(),
+        }))
+    }
+
+    async fn get_node(&self, request: Request<v1::GetNodeRequest>) -> Answer<v1::GetNodeResponse> {
+        let reference = request.into_inner().reference;
+        let node = self
+            .store
+            .read(|state| lookup::node(state, &reference, &self.self_id).cloned())?;
+        Ok(Response::new(v1::GetNodeResponse {
+            node: Some((&*node).into()),
+        }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Answer<v1::RemoveNodeResponse> {
+        let v1::RemoveNodeRequest { reference, force } = request.into_inner();
+        let removed = self
+            .store
+            .update(|state| nodes::remove(state, &reference, force, &self.self_id))
+            .await;
+        let id = outcome(removed)?;
+        tracing::info!(node_id = %id, force, "removed a node");
+        Ok(Response::new(v1::RemoveNodeResponse { id: id.to_string() }))
+    }
+
+    async fn create_service(
+        &self,
+        request: Request<v1::CreateServiceRequest>,
+    ) -> Answer<v1::CreateServiceResponse> {
+        let spec = read_spec(request.into_inner().spec)?;
+        let created = self
+            .store
+            .update(|state| {
+                let service = services::create(state, spec, clock::now(), &mut rand::rng())?;
+                let id = service.id.clone();
+                Ok((vec![service.into()], id))
+            })
+            .await;
+        let id = outcome(created)?;
+        tracing::info!(service_id = %id, "created a service");
+        Ok(Response::new(v1::CreateServiceResponse {
+            service: Some(self.read_service(&id)?),
+        }))
+    }
+
+    async fn update_service(
+        &self,
+        request: Request<v1::UpdateServiceRequest>,
+    ) -> Answer<v1::UpdateServiceResponse> {
+        let v1::UpdateServiceRequest { id, version, spec } = request.into_inner();
+        let spec = read_spec(spec)?;
+        let id: ServiceId = id
+            .parse()
+            .map_err(|source| ConvertError::Id {
+                field: "id",
+                source,
+            })
+            .map_err(Refusal::from)?;
+        let updated = self
+            .store
+            .update(|state| {
+                let service = services::update(state, &id, version, spec, clock::now())?;
+                Ok((service.into_iter().map(Into::into).collect(), ()))
+            })
+            .await;
+        outcome(updated)?;
+        Ok(Response::new(v1::UpdateServiceResponse {
+            service: Some(self.read_service(&id)?),
+        }))
+    }
+
+    async fn remove_service(
+        &self,
+        request: Request<v1::RemoveServiceRequest>,
+    ) -> Answer<v1::RemoveServiceResponse> {
+        let reference = request.into_inner().reference;
+        let removed = self
+            .store
+            .update(|state| services::remove(state, &reference, clock::now()))
+            .await;
+        let id = outcome(removed)?;
+        tracing::info!(service_id = %id, "removing a service");
+        Ok(Response::new(v1::RemoveServiceResponse {
+            id: id.to_string(),
+        }))
+    }
+
+    async fn get_service(
+        &self,
+        request: Request<v1::GetServiceRequest>,
+    ) -> Answer<v1::GetServiceResponse> {
+        let reference = request.into_inner().reference;
+        let service = self
+            .store
+            .read(|state| lookup::service(state, &reference).cloned())?;
+        Ok(Response::new(v1::GetServiceResponse {
+            service: Some((&*service).into()),
+        }))
+    }
+
+    async fn list_services(
+        &self,
+        _: Request<v1::ListServicesRequest>,
+    ) -> Answer<v1::ListServicesResponse> {
+        let summaries = self.store.read(|state| {
+            state
+                .services()
+                .map(|service| {
+                    let (running_tasks, desired_tasks) = services::counts(state, service);
+                    v1::ServiceSummary {
+                        service: Some((&**service).into()),
+                        running_tasks,
+                        desired_tasks,
+                    }
+                })
+                .collect()
+        });
+        Ok(Response::new(v1::ListServicesResponse {
+            services: summaries,
+        }))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<v1::ListTasksRequest>,
+    ) -> Answer<v1::ListTasksResponse> {
+        let reference = request.into_inner().service_reference;
+        let (tasks, hostnames) = self.store.read(|state| {
+            let mut tasks: Vec<_> = if reference.is_empty() {
+                state.tasks().cloned().collect()
+            } else {
+                let service = lookup::service(state, &reference)?;
+                state.tasks_of_service(&service.id).cloned().collect()
+            };
+            tasks.sort_by(|a, b| order(a).cmp(&order(b)));
+            let hostnames = hostnames(state, &tasks);
+            Ok::<_, Refusal>((tasks, hostnames))
+        })?;
+        Ok(Response::new(v1::ListTasksResponse {
+            tasks: tasks.iter().map(|task| (&**task).into()).collect(),
+            hostnames,
+        }))
+    }
+}
+
+impl ControlService {
+    /// The service as it is after a change of it.
+    fn read_service(&self, id: &ServiceId) -> Result<v1::Service, Refusal> {
+        self.store.read(|state| {
+            let service = state.service(id).ok_or_else(|| Refusal::NotFound {
+                kind: "service",
+                reference: id.to_string(),
+            })?;
+            Ok((&**service).into())
+        })
+    }
+}
+
+fn cluster(state: &State) -> Result<Arc<Cluster>, Refusal> {
+    state.cluster().cloned().ok_or(Refusal::NotReady)
+}
+
+fn read_spec(spec: Option<v1::ServiceSpec>) -> Result<ServiceSpec, Refusal> {
+    Ok(spec.ok_or(Refusal::Missing("spec"))?.try_into()?)
+}
+
+/// By service and slot, the newest of a slot first.
+fn order(task: &Task) -> impl Ord + '_ {
+    (
+        &task.service_name,
+        &task.service_id,
+        task.slot,
+        std::cmp::Reverse(task.meta.created_at),
+        &task.id,
+    )
+}
+
+fn hostnames(state: &State, tasks: &[Arc<Task>]) -> HashMap<String, String> {
+    let ids: BTreeSet<_> = tasks
+        .iter()
+        .filter_map(|task| task.node_id.as_ref())
+        .collect();
+    ids.into_iter()
+        .filter_map(|id| state.node(id))
+        .map(|node| {
+            let name = lookup::display_name(node);
+            (node.id.to_string(), name.to_owned())
+        })
+        .collect()
+}

@@ -1,0 +1,50 @@
+//! What the agent of this host asks its own manager.
+
+use swarm_api::v1;
+use swarm_api::v1::local_control_server::LocalControl;
+use swarm_model::{NodeId, Role};
+use tonic::{Request, Response, Status};
+
+use super::refusal::Refusal;
+use crate::ca::{Authority, Subject, Term};
+use crate::clock;
+use crate::store::Store;
+
+/// Answers the agent that started this manager.
+#[derive(Debug)]
+pub(super) struct LocalControlService {
+    pub(super) store: Store,
+    pub(super) self_id: NodeId,
+}
+
+#[tonic::async_trait]
+impl LocalControl for LocalControlService {
+    async fn issue_manager_certificate(
+        &self,
+        request: Request<v1::IssueManagerCertificateRequest>,
+    ) -> Result<Response<v1::IssueManagerCertificateResponse>, Status> {
+        let cluster = self
+            .store
+            .read(|state| state.cluster().cloned())
+            .ok_or(Refusal::NotReady)?;
+        let subject = Subject {
+            node_id: self.self_id.clone(),
+            role: Role::Manager,
+            cluster_id: cluster.id.clone(),
+        };
+        let term = Term {
+            now: clock::now(),
+            life: cluster.spec.certificate_expiry,
+        };
+        let chain = Authority::new(&cluster)
+            .and_then(|authority| {
+                authority.issue(&request.into_inner().csr, &subject, term, &mut rand::rng())
+            })
+            .map_err(Refusal::from)?;
+        Ok(Response::new(v1::IssueManagerCertificateResponse {
+            cluster_id: cluster.id.to_string(),
+            certificate_chain_pem: chain,
+            root_ca_pem: cluster.root_ca_pem.clone(),
+        }))
+    }
+}

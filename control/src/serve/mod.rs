@@ -1,0 +1,37 @@
+//! What a manager answers: the gRPC services, over mutual TLS on the network and over a local
+//! socket.
+//!
+//! A connection goes this way: [`listen`] accepts it and finishes TLS, [`peer`] says who is there,
+//! [`authorise`] lets a call pass or not, and a service answers it. What a call changes is decided
+//! in pure functions over the store's state ([`services`], [`nodes`], [`lookup`]).
+//!
+//! Invariants:
+//! * Who calls is known from the connection alone, once, before the first byte of a request.
+//! * Every method is in one table with who may call it; what is not in the table is refused.
+//! * Whatever a caller did wrong is told in words that name the remedy, and changed nothing.
+//! * No connection outlives the certificate that it was opened with.
+//!
+//! Deliberately absent: forwarding to the leader (there is one manager), the user's own
+//! certificates, HTTP/1.
+
+mod authorise;
+mod connection;
+mod control;
+mod join_rate;
+mod listen;
+mod local_control;
+mod lookup;
+mod node_ca;
+mod nodes;
+mod peer;
+mod refusal;
+mod server;
+mod services;
+mod socket;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use peer::{Identity, Peer};
+pub(crate) use server::{Network, serve_local, serve_network};
+pub(crate) use socket::{SocketError, bind_socket};

@@ -1,0 +1,185 @@
+//! What is refused, in words for a person, and as which gRPC code. The one place where errors become
+//! a [`Status`].
+
+use std::error::Error;
+
+use swarm_api::convert::ConvertError;
+use swarm_model::{InvalidSpec, NodeId, PortConfig, ServiceId};
+use tonic::{Code, Status};
+
+use crate::ca::{IssueError, Refused};
+use crate::store::UpdateError;
+
+/// Why a call is not carried out. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// Not what the protocol says.
+    #[error("the request cannot be read")]
+    Convert(#[from] ConvertError),
+    /// A spec that makes no sense.
+    #[error(transparent)]
+    Spec(#[from] InvalidSpec),
+    /// A field left out.
+    #[error("the request has no {0}")]
+    Missing(&'static str),
+    /// Nothing to look for.
+    #[error("say which {0}: by name, id, or the beginning of an id")]
+    EmptyReference(&'static str),
+    /// Nothing found.
+    #[error("there is no {kind} {reference:?}; `swarmctl {kind} ls` lists them")]
+    NotFound {
+        /// `node` or `service`.
+        kind: &'static str,
+        /// What was looked for.
+        reference: String,
+    },
+    /// Several found.
+    #[error("{kind} {reference:?} can mean any of {candidates}; use more of the id")]
+    Ambiguous {
+        /// `node` or `service`.
+        kind: &'static str,
+        /// What was looked for.
+        reference: String,
+        /// Some of what was found.
+        candidates: String,
+    },
+    /// The name is another service's.
+    #[error(
+        "name {name} is already taken by service {by}; choose another or remove it with `swarmctl \
+         service rm {name}`"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Whose it is.
+        by: ServiceId,
+    },
+    /// The service is on its way out.
+    #[error("service {0} is being removed; wait until `swarmctl service ls` no longer shows it")]
+    BeingRemoved(String),
+    /// The port is another service's.
+    #[error(
+        "port {}/{} is already published by service {by}; choose another or remove it with \
+         `swarmctl service rm {by}`", .port.published, .port.protocol.as_str()
+    )]
+    PortTaken {
+        /// The port.
+        port: PortConfig,
+        /// Name of the service that has it.
+        by: String,
+    },
+    /// The port carries the swarm's own traffic.
+    #[error(
+        "port {}/{} is needed by the swarm itself ({what}); choose another",
+        .port.published, .port.protocol.as_str()
+    )]
+    PortReserved {
+        /// The port.
+        port: PortConfig,
+        /// For what.
+        what: &'static str,
+    },
+    /// A service keeps its name.
+    #[error("service {0} cannot be given another name; create one with the new name instead")]
+    Rename(String),
+    /// Made from an older version.
+    #[error(
+        "update out of sequence: the service changed since it was read; read it again and repeat"
+    )]
+    OutOfSequence,
+    /// The node may still be running tasks.
+    #[error(
+        "node {name} is {state}; stop its agent and wait until it is down, or remove it all the \
+         same with `swarmctl node rm --force {name}`"
+    )]
+    NodeNotDown {
+        /// Its host name or id.
+        name: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// Managers hold the log.
+    #[error("node {0} is a manager, and managers cannot be removed by this version")]
+    NodeIsManager(String),
+    /// The join token is not accepted.
+    #[error(transparent)]
+    Token(#[from] Refused),
+    /// Only one manager, so far.
+    #[error(
+        "joining more managers is not supported by this version; join with the worker token, which \
+         `swarmctl swarm join-token worker` prints"
+    )]
+    ManagerJoin,
+    /// More joins than are handled.
+    #[error("too many hosts are joining at once; try again in a few seconds")]
+    TooManyJoins,
+    /// No room for another node.
+    #[error("the swarm has {0} nodes, the most there can be; remove some with `swarmctl node rm`")]
+    TooManyNodes(usize),
+    /// An id drawn twice; more likely a broken source of randomness than chance.
+    #[error("the new node's id {0} is already in use; try again")]
+    NodeIdTaken(NodeId),
+    /// No certificate.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The store has no swarm yet.
+    #[error("the manager is still starting; try again in a moment")]
+    NotReady,
+}
+
+impl Refusal {
+    fn code(&self) -> Code {
+        match self {
+            Self::Convert(_)
+            | Self::Spec(_)
+            | Self::Missing(_)
+            | Self::EmptyReference(_)
+            | Self::Ambiguous { .. }
+            | Self::PortReserved { .. }
+            | Self::Rename(_)
+            | Self::Token(Refused::Invalid(_)) => Code::InvalidArgument,
+            Self::NotFound { .. } => Code::NotFound,
+            Self::NameTaken { .. } | Self::PortTaken { .. } => Code::AlreadyExists,
+            Self::BeingRemoved(_)
+            | Self::OutOfSequence
+            | Self::NodeNotDown { .. }
+            | Self::NodeIsManager(_)
+            | Self::ManagerJoin => Code::FailedPrecondition,
+            Self::Token(Refused::OtherSwarm | Refused::Secret) => Code::PermissionDenied,
+            Self::TooManyJoins | Self::TooManyNodes(_) => Code::ResourceExhausted,
+            Self::Issue(error) if error.is_callers_fault() => Code::InvalidArgument,
+            Self::Issue(_) => Code::Internal,
+            Self::NodeIdTaken(_) | Self::NotReady => Code::Unavailable,
+        }
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code(), chain(&refusal))
+    }
+}
+
+/// What a finished update gives its caller.
+pub(super) fn outcome<R>(result: Result<R, UpdateError<Refusal>>) -> Result<R, Status> {
+    result.map_err(|error| {
+        let code = match &error {
+            UpdateError::Refused(refusal) => refusal.code(),
+            UpdateError::NotLeader { .. } | UpdateError::Unavailable(_) => Code::Unavailable,
+            UpdateError::TooLarge { .. } | UpdateError::Invalid(_) => Code::InvalidArgument,
+        };
+        Status::new(code, chain(&error))
+    })
+}
+
+/// The error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,169 @@
+//! What becomes of the store when a person creates, updates or removes a service. Pure.
+
+use rand::Rng;
+use swarm_model::{
+    Endpoint, Meta, NodeState, PortConfig, Protocol, Service, ServiceId, ServiceSpec, Task,
+    TaskState, Timestamp, validate_service,
+};
+
+use super::lookup;
+use super::refusal::Refusal;
+use crate::store::{Change, State};
+
+/// Where VXLAN packets arrive (RFC 7348).
+const VXLAN_PORT: u16 = 4789;
+
+/// A service made from `spec`, with an id drawn from `rng`.
+pub(super) fn create(
+    state: &State,
+    spec: ServiceSpec,
+    now: Timestamp,
+    rng: &mut impl Rng,
+) -> Result<Service, Refusal> {
+    validate_service(&spec)?;
+    if let Some(other) = state.service_by_name(&spec.name) {
+        return Err(if other.pending_delete {
+            Refusal::BeingRemoved(spec.name)
+        } else {
+            Refusal::NameTaken {
+                name: spec.name,
+                by: other.id.clone(),
+            }
+        });
+    }
+    check_ports(state, &spec, None)?;
+    Ok(Service {
+        id: ServiceId::random(rng),
+        meta: Meta {
+            version: 0,
+            created_at: now,
+            updated_at: now,
+        },
+        spec,
+        previous_spec: None,
+        template_version: 1,
+        endpoint: Endpoint::default(),
+        pending_delete: false,
+    })
+}
+
+/// Service `id` with `spec` in place of its own, `spec` having been made from `version`. None when
+/// that changes nothing.
+pub(super) fn update(
+    state: &State,
+    id: &ServiceId,
+    version: u64,
+    spec: ServiceSpec,
+    now: Timestamp,
+) -> Result<Option<Service>, Refusal> {
+    let current = state.service(id).ok_or_else(|| Refusal::NotFound {
+        kind: "service",
+        reference: id.to_string(),
+    })?;
+    if current.pending_delete {
+        return Err(Refusal::BeingRemoved(current.spec.name.clone()));
+    }
+    if current.meta.version != version {
+        return Err(Refusal::OutOfSequence);
+    }
+    if current.spec.name != spec.name {
+        return Err(Refusal::Rename(current.spec.name.clone()));
+    }
+    validate_service(&spec)?;
+    check_ports(state, &spec, Some(id))?;
+    if current.spec == spec {
+        return Ok(None);
+    }
+    let mut service = Service::clone(current);
+    service.meta.updated_at = now;
+    if service.spec.task != spec.task {
+        service.template_version += 1;
+    }
+    let previous = std::mem::replace(&mut service.spec, spec);
+    service.previous_spec = Some(Box::new(previous));
+    Ok(Some(service))
+}
+
+/// The service that `reference` means, marked for removal; without a change when it already is.
+pub(super) fn remove(
+    state: &State,
+    reference: &str,
+    now: Timestamp,
+) -> Result<(Vec<Change>, ServiceId), Refusal> {
+    let service = lookup::service(state, reference)?;
+    if service.pending_delete {
+        return Ok((Vec::new(), service.id.clone()));
+    }
+    let mut service = Service::clone(service);
+    service.pending_delete = true;
+    service.meta.updated_at = now;
+    let id = service.id.clone();
+    Ok((vec![service.into()], id))
+}
+
+/// How many of a service's tasks run, and how many should.
+pub(super) fn counts(state: &State, service: &Service) -> (u64, u64) {
+    let running = state
+        .tasks_of_service(&service.id)
+        .filter(|task| runs(state, task))
+        .count();
+    let desired = if service.pending_delete {
+        0
+    } else {
+        service.spec.mode.replicas()
+    };
+    (running as u64, desired)
+}
+
+/// Whether a task is running as far as anyone knows: nobody can say so of a node that is down.
+fn runs(state: &State, task: &Task) -> bool {
+    let heard = task
+        .node_id
+        .as_ref()
+        .and_then(|id| state.node(id))
+        .is_some_and(|node| node.status.state != NodeState::Down);
+    heard && task.status.state == TaskState::Running
+}
+
+/// Whether the ports that `spec` asks for are free; `own` may have them already.
+fn check_ports(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Result<(), Refusal> {
+    for port in spec
+        .endpoint
+        .ports
+        .iter()
+        .filter(|port| port.published != 0)
+    {
+        if let Some(what) = reserved(state, port) {
+            return Err(Refusal::PortReserved { port: *port, what });
+        }
+        let holder = state
+            .services()
+            .filter(|other| Some(&other.id) != own)
+            .find(|other| holds(other, port));
+        if let Some(other) = holder {
+            let by = other.spec.name.clone();
+            return Err(Refusal::PortTaken { port: *port, by });
+        }
+    }
+    Ok(())
+}
+
+/// Whether `service` has the port on the nodes, by request or by the allocator's choice.
+fn holds(service: &Service, port: &PortConfig) -> bool {
+    let same =
+        |other: &PortConfig| other.published == port.published && other.protocol == port.protocol;
+    service.spec.endpoint.ports.iter().any(same) || service.endpoint.ports.iter().any(same)
+}
+
+/// What the swarm itself uses a port for. Published ports are taken off the uplink before the host
+/// sees them, so publishing one of these would cut the swarm's own traffic.
+fn reserved(state: &State, port: &PortConfig) -> Option<&'static str> {
+    match port.protocol {
+        Protocol::Udp => (port.published == VXLAN_PORT).then_some("overlay traffic"),
+        Protocol::Tcp => state
+            .nodes()
+            .filter_map(|node| node.manager.as_ref())
+            .any(|manager| manager.address.port() == port.published)
+            .then_some("nodes reach the manager there"),
+    }
+}

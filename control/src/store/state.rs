@@ -1,0 +1,182 @@
+//! The in-memory indexed state.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use swarm_model::{Cluster, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId};
+
+use super::index::Index;
+use super::{Change, Object, ObjectKey};
+
+/// Everything the swarm keeps, at one Raft index. Objects are shared, so a clone costs the maps
+/// but not what they hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    index: u64,
+    cluster: Option<Arc<Cluster>>,
+    nodes: BTreeMap<NodeId, Arc<Node>>,
+    services: BTreeMap<ServiceId, Arc<Service>>,
+    tasks: BTreeMap<TaskId, Arc<Task>>,
+    networks: BTreeMap<NetworkId, Arc<Network>>,
+    services_by_name: Index<String, ServiceId>,
+    tasks_by_service: Index<ServiceId, TaskId>,
+    tasks_by_node: Index<NodeId, TaskId>,
+}
+
+impl State {
+    /// The Raft index of the last change applied; 0 before the first.
+    pub(crate) fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The swarm itself; none only before it is made.
+    pub(crate) fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref()
+    }
+
+    /// The node with this id.
+    pub(crate) fn node(&self, id: &NodeId) -> Option<&Arc<Node>> {
+        self.nodes.get(id)
+    }
+
+    /// Every node, by id.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// The service with this id.
+    pub(crate) fn service(&self, id: &ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(id)
+    }
+
+    /// Every service, by id.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The service with this name.
+    pub(crate) fn service_by_name(&self, name: &str) -> Option<&Arc<Service>> {
+        let id = self.services_by_name.get(name).next()?;
+        self.services.get(id)
+    }
+
+    /// The task with this id.
+    pub(crate) fn task(&self, id: &TaskId) -> Option<&Arc<Task>> {
+        self.tasks.get(id)
+    }
+
+    /// Every task, by id.
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks.values()
+    }
+
+    /// The tasks of a service, by id.
+    pub(crate) fn tasks_of_service(
+        &self,
+        id: &ServiceId,
+    ) -> impl Iterator<Item = &Arc<Task>> + use<'_> {
+        let ids = self.tasks_by_service.get(id);
+        ids.filter_map(|id| self.tasks.get(id))
+    }
+
+    /// The tasks that were given to a node, by id.
+    pub(crate) fn tasks_of_node(&self, id: &NodeId) -> impl Iterator<Item = &Arc<Task>> + use<'_> {
+        let ids = self.tasks_by_node.get(id);
+        ids.filter_map(|id| self.tasks.get(id))
+    }
+
+    /// Every network, by id.
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
+    /// The network that carries published ports.
+    pub(crate) fn ingress_network(&self) -> Option<&Arc<Network>> {
+        self.networks.values().find(|network| network.ingress)
+    }
+
+    /// Makes `changes`, in order. Every object put gets `index` as its `meta.version`, which is
+    /// then also the state's.
+    pub(crate) fn apply(&mut self, index: u64, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Put(mut object) => {
+                    object.meta_mut().version = index;
+                    self.put(object);
+                }
+                Change::Remove(key) => self.remove(&key),
+            }
+        }
+        self.index = index;
+    }
+
+    /// The state at `index` that holds `objects` as they are, versions included: a snapshot.
+    pub(super) fn restore(index: u64, objects: impl IntoIterator<Item = Object>) -> Self {
+        let mut state = Self {
+            index,
+            ..Self::default()
+        };
+        for object in objects {
+            state.put(object);
+        }
+        state
+    }
+
+    fn put(&mut self, object: Object) {
+        // The old object's index entries go first: the new one may stand elsewhere.
+        match object {
+            Object::Cluster(cluster) => self.cluster = Some(Arc::new(cluster)),
+            Object::Node(node) => {
+                self.nodes.insert(node.id.clone(), Arc::new(node));
+            }
+            Object::Service(service) => {
+                self.remove_service(&service.id);
+                self.services_by_name
+                    .insert(&service.spec.name, &service.id);
+                self.services.insert(service.id.clone(), Arc::new(service));
+            }
+            Object::Task(task) => {
+                self.remove_task(&task.id);
+                self.tasks_by_service.insert(&task.service_id, &task.id);
+                if let Some(node) = &task.node_id {
+                    self.tasks_by_node.insert(node, &task.id);
+                }
+                self.tasks.insert(task.id.clone(), Arc::new(task));
+            }
+            Object::Network(network) => {
+                self.networks.insert(network.id.clone(), Arc::new(network));
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &ObjectKey) {
+        match key {
+            ObjectKey::Cluster(id) => {
+                self.cluster.take_if(|cluster| cluster.id == *id);
+            }
+            ObjectKey::Node(id) => {
+                self.nodes.remove(id);
+            }
+            ObjectKey::Service(id) => self.remove_service(id),
+            ObjectKey::Task(id) => self.remove_task(id),
+            ObjectKey::Network(id) => {
+                self.networks.remove(id);
+            }
+        }
+    }
+
+    fn remove_service(&mut self, id: &ServiceId) {
+        if let Some(old) = self.services.remove(id) {
+            self.services_by_name.remove(&old.spec.name, id);
+        }
+    }
+
+    fn remove_task(&mut self, id: &TaskId) {
+        if let Some(old) = self.tasks.remove(id) {
+            self.tasks_by_service.remove(&old.service_id, id);
+            if let Some(node) = &old.node_id {
+                self.tasks_by_node.remove(node, id);
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! `swarmctl node`.
+
+mod inspect;
+mod ls;
+mod rm;
+
+use crate::connect::Sockets;
+
+/// Look at the hosts of the swarm.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List the nodes
+    Ls(ls::Ls),
+    /// Show everything about nodes, as JSON
+    Inspect(inspect::Inspect),
+    /// Remove nodes that are down or have left
+    Rm(rm::Rm),
+}
+
+impl NodeCommand {
+    pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
+        match self {
+            Self::Ls(verb) => verb.run(sockets).await,
+            Self::Inspect(verb) => verb.run(sockets).await,
+            Self::Rm(verb) => verb.run(sockets).await,
+        }
+    }
+}

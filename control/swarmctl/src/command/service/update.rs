@@ -1,0 +1,107 @@
+//! `swarmctl service update`.
+
+use std::time::Duration;
+
+use swarm_model::{PortConfig, ServiceMode, ServiceSpec};
+
+use super::converge::Waiting;
+use super::create::Order;
+use crate::connect::Sockets;
+use crate::port::parse_port;
+use crate::time::parse_duration;
+
+/// Changes a service.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Update {
+    /// Image to run
+    #[arg(long)]
+    image: Option<String>,
+    /// Number of tasks
+    #[arg(long)]
+    replicas: Option<u64>,
+    /// Environment variable NAME=VALUE to set; may be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    env_add: Vec<String>,
+    /// Environment variable to remove; may be given several times
+    #[arg(long, value_name = "NAME")]
+    env_rm: Vec<String>,
+    /// Port to publish; may be given several times
+    #[arg(long, value_parser = parse_port, value_name = "PORT")]
+    publish_add: Vec<PortConfig>,
+    /// Target port to publish no more; may be given several times
+    #[arg(long, value_name = "TARGET")]
+    publish_rm: Vec<u16>,
+    /// Constraint to add; may be given several times
+    #[arg(long, value_name = "CONSTRAINT")]
+    constraint_add: Vec<String>,
+    /// Constraint to remove; may be given several times
+    #[arg(long, value_name = "CONSTRAINT")]
+    constraint_rm: Vec<String>,
+    /// Command and arguments in place of the image's
+    #[arg(long, value_name = "COMMAND")]
+    args: Option<String>,
+    /// Tasks replaced at a time; 0 is all
+    #[arg(long)]
+    update_parallelism: Option<u64>,
+    /// Wait between two batches
+    #[arg(long, value_parser = parse_duration)]
+    update_delay: Option<Duration>,
+    /// Which of two tasks goes first
+    #[arg(long, value_enum)]
+    update_order: Option<Order>,
+    /// Replace the tasks although nothing changed
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    waiting: Waiting,
+    /// Id, name, or the beginning of an id that fits only one
+    service: String,
+}
+
+impl Update {
+    pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
+        let mut control = sockets.control().await?;
+        let mut service = super::find(&mut control, &self.service).await?;
+        self.change(&mut service.spec);
+        super::replace_spec(&mut control, &service).await?;
+        println!("{}", self.service);
+        self.waiting.wait(&mut control, &service.id).await
+    }
+
+    fn change(&self, spec: &mut ServiceSpec) {
+        if let Some(replicas) = self.replicas {
+            spec.mode = ServiceMode::Replicated { replicas };
+        }
+        let container = &mut spec.task.container;
+        if let Some(image) = &self.image {
+            container.image.clone_from(image);
+        }
+        if let Some(args) = &self.args {
+            container.args = args.split_whitespace().map(str::to_owned).collect();
+        }
+        let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+        let replaced: Vec<_> = self.env_add.iter().map(|entry| name(entry)).collect();
+        container.env.retain(|entry| {
+            !self.env_rm.contains(&name(entry)) && !replaced.contains(&name(entry))
+        });
+        container.env.extend(self.env_add.iter().cloned());
+        let constraints = &mut spec.task.placement.constraints;
+        constraints.retain(|constraint| !self.constraint_rm.contains(constraint));
+        constraints.extend(self.constraint_add.iter().cloned());
+        let ports = &mut spec.endpoint.ports;
+        ports.retain(|port| !self.publish_rm.contains(&port.target));
+        ports.extend(&self.publish_add);
+        if let Some(parallelism) = self.update_parallelism {
+            spec.update.parallelism = parallelism;
+        }
+        if let Some(delay) = self.update_delay {
+            spec.update.delay = delay;
+        }
+        if let Some(order) = self.update_order {
+            spec.update.order = order.into();
+        }
+        if self.force {
+            spec.task.force_update += 1;
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! `swarmctl swarm`.
+
+mod init;
+mod join;
+mod join_token;
+mod leave;
+mod status;
+
+use crate::connect::Sockets;
+
+/// Make, join and leave a swarm.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum SwarmCommand {
+    /// Make a swarm, with this host as its manager
+    Init(init::Init),
+    /// Join a swarm
+    Join(join::Join),
+    /// Show what a host needs to join
+    JoinToken(join_token::JoinToken),
+    /// Leave the swarm
+    Leave(leave::Leave),
+    /// Show how this host stands
+    Status(status::Status),
+}
+
+impl SwarmCommand {
+    pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
+        match self {
+            Self::Init(verb) => verb.run(sockets).await,
+            Self::Join(verb) => verb.run(sockets).await,
+            Self::JoinToken(verb) => verb.run(sockets).await,
+            Self::Leave(verb) => verb.run(sockets).await,
+            Self::Status(verb) => verb.run(sockets).await,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! `swarmctl`: what a person does with a swarm, in Docker's grammar.
+//!
+//! `swarm init`, `join` and `leave` talk to this host's agent, everything else to this host's
+//! manager; both by local sockets, so that the right to open them is the right to command.
+//!
+//! Exit codes: 0 done, 1 refused or failed (one line on standard error says what to do), 2 the
+//! command line was not understood.
+
+mod command;
+mod connect;
+mod port;
+mod table;
+mod time;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+/// Commands a swarm.
+#[derive(clap::Parser)]
+#[command(
+    name = "swarmctl",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 100
+)]
+struct Arguments {
+    /// Directory of the agent's and the manager's sockets
+    #[arg(
+        long,
+        env = "SWARM_RUN_DIR",
+        default_value = "/run/swarm",
+        global = true
+    )]
+    run_dir: PathBuf,
+    #[command(subcommand)]
+    command: command::Command,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("Error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let sockets = connect::Sockets::new(arguments.run_dir);
+    match runtime.block_on(arguments.command.run(&sockets)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {}", connect::error_text(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The lab as a test sees it.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use std::os::unix::process::CommandExt;
+
+use crate::agent::Agent;
+use crate::command::{DEFAULT_DEADLINE, Output, run};
+use crate::image::WebAnswer;
+use crate::topology::{CLIENT, Node, Topology};
+
+/// How long one request from a test may take.
+const REQUEST_DEADLINE_S: &str = "5";
+
+/// The lab that this process runs in.
+#[derive(Debug)]
+pub struct Lab {
+    hosts: Vec<Host>,
+    client: Host,
+}
+
+/// One host of the lab, or the client.
+#[derive(Debug, Clone)]
+pub struct Host {
+    node: Node,
+}
+
+/// A command left running on a host; killed when dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+}
+
+impl Lab {
+    /// The lab that is up here, as it is.
+    ///
+    /// # Errors
+    /// When none is up.
+    pub fn attach() -> Result<Self> {
+        let topology = Topology::load()?;
+        let client = Host {
+            node: topology.host(CLIENT)?.clone(),
+        };
+        let hosts = topology
+            .agents()
+            .map(|node| Host { node: node.clone() })
+            .collect();
+        Ok(Self { hosts, client })
+    }
+
+    /// The lab that is up here, every host made anew, every agent freshly started and in no swarm.
+    ///
+    /// # Errors
+    /// When none is up, or something of the last swarm cannot be removed.
+    pub fn fresh() -> Result<Self> {
+        let lab = Self::attach()?;
+        for host in &lab.hosts {
+            host.agent().erase()?;
+            host.node.delete()?;
+            host.node.create()?;
+        }
+        for host in &lab.hosts {
+            host.agent().start()?;
+        }
+        Ok(lab)
+    }
+
+    /// The hosts with agents, `h1` first.
+    #[must_use]
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// Host `h<number>`.
+    ///
+    /// # Panics
+    /// When the lab has fewer hosts.
+    #[must_use]
+    pub fn host(&self, number: usize) -> &Host {
+        &self.hosts[number - 1]
+    }
+
+    /// The client: on the underlay, in no swarm.
+    #[must_use]
+    pub fn client(&self) -> &Host {
+        &self.client
+    }
+}
+
+impl Host {
+    /// `h1` .. `hN` or `client`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.node.name
+    }
+
+    /// Its address on the underlay.
+    #[must_use]
+    pub fn address(&self) -> std::net::Ipv4Addr {
+        self.node.address
+    }
+
+    /// Its agent (of a host, not of the client).
+    #[must_use]
+    pub fn agent(&self) -> Agent {
+        Agent::of(&self.node)
+    }
+
+    /// Runs a command on it to the end, for a minute at most.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end in time. Its exit code is for the caller.
+    pub fn exec(&self, argv: &[&str]) -> Result<Output> {
+        self.exec_within(DEFAULT_DEADLINE, argv)
+    }
+
+    /// Runs a command on it to the end, for that long at most.
+    ///
+    /// # Errors
+    /// As [`Host::exec`].
+    pub fn exec_within(&self, deadline: Duration, argv: &[&str]) -> Result<Output> {
+        run(&mut self.command(argv)?, b"", deadline)
+    }
+
+    /// Starts a command on it and leaves it running, its output dropped.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, argv: &[&str]) -> Result<Running> {
+        let mut command = self.command(argv)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let child = command.process_group(0).spawn();
+        Ok(Running {
+            child: child.with_context(|| format!("cannot run {argv:?}"))?,
+        })
+    }
+
+    fn command(&self, argv: &[&str]) -> Result<Command> {
+        let (program, arguments) = argv.split_first().context("nothing to run")?;
+        let mut command = self.node.command(program);
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// Runs `swarmctl` against its agent.
+    ///
+    /// # Errors
+    /// As [`Host::exec`].
+    pub fn swarmctl(&self, arguments: &[&str]) -> Result<Output> {
+        self.exec(&[&["swarmctl"], arguments].concat())
+    }
+
+    /// Asks `http://<target>:<port>/` on a connection of its own.
+    ///
+    /// # Errors
+    /// When no answer of a `web` task comes within 5 s.
+    pub fn ask_web(&self, target: &Host, port: u16) -> Result<WebAnswer> {
+        let url = format!("http://{}:{port}/", target.address());
+        let curl = ["curl", "-sSf", "--max-time", REQUEST_DEADLINE_S, &url];
+        self.exec(&curl)?.success()?.parse()
+    }
+
+    /// Sends a datagram to `<target>:<port>` and reads the answer.
+    ///
+    /// # Errors
+    /// When no answer of a `web` task comes within 5 s.
+    pub fn ask_udp(&self, target: &Host, port: u16) -> Result<WebAnswer> {
+        let peer = format!("udp:{}:{port}", target.address());
+        let script = format!("echo ? | socat -t {REQUEST_DEADLINE_S} - {peer},shut-none | head -1");
+        self.exec(&["sh", "-c", &script])?.success()?.parse()
+    }
+
+    /// Pulls its cable (`false`) or plugs it in again.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn set_link(&self, is_up: bool) -> Result<()> {
+        self.node.set_link(is_up)
+    }
+}
+
+impl Running {
+    /// Whether it has not ended yet.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn is_running(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_none())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let group = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::killpg(group, Signal::SIGKILL).ok();
+        self.child.wait().ok();
+    }
+}

@@ -1,0 +1,254 @@
+//! The routing mesh on whole hosts. One swarm for all tests here; they run one after another.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use swarm_lab::{Host, Swarm, wait_until};
+
+const PORT: u16 = 8080;
+const UDP_PORT: u16 = 5353;
+
+/// What a person breaks by hand is back within this.
+const REPAIR_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The swarm with service `web`: two tasks, so that one of three hosts has none.
+fn swarm() -> MutexGuard<'static, Swarm> {
+    static SWARM: OnceLock<Mutex<Swarm>> = OnceLock::new();
+    let swarm = SWARM.get_or_init(|| {
+        let swarm = Swarm::fresh().expect("a swarm");
+        swarm
+            .create_web("web", 2, &["-p", "8080:80", "-p", "5353:5353/udp"])
+            .expect("service web");
+        Mutex::new(swarm)
+    });
+    let swarm = swarm.lock().unwrap_or_else(PoisonError::into_inner);
+    swarm.wait_ready().expect("every node ready");
+    swarm.wait_running("web", 2).expect("two tasks");
+    swarm
+}
+
+/// The nsenter words for the ingress namespace of a host.
+fn ingress(host: &Host) -> String {
+    format!("--net={}/netns/ingress", host.agent().run_dir().display())
+}
+
+fn in_ingress(host: &Host, command: &[&str]) -> Result<String> {
+    let net = ingress(host);
+    host.exec(&[&["nsenter", net.as_str(), "--"], command].concat())?
+        .success()
+}
+
+#[test]
+fn every_host_answers_and_the_task_sees_the_client() {
+    let swarm = swarm();
+    let client = swarm.lab.client();
+    let with_task = swarm.hosts_of("web").unwrap();
+    assert_eq!(
+        with_task.len(),
+        2,
+        "tasks spread over two hosts: {with_task:?}"
+    );
+    for host in swarm.lab.hosts() {
+        let answer = swarm.wait_answers(host, PORT, 2).unwrap();
+        assert_eq!(
+            answer.client.ip(),
+            client.address(),
+            "TCP through {}",
+            host.name()
+        );
+        let answer = client.ask_udp(host, UDP_PORT).unwrap();
+        assert_eq!(
+            answer.client.ip(),
+            client.address(),
+            "UDP through {}",
+            host.name()
+        );
+    }
+}
+
+#[test]
+fn ipvs_has_what_the_plan_says() {
+    let swarm = swarm();
+    for host in swarm.lab.hosts() {
+        let table = in_ingress(host, &["ipvsadm", "-Sn"]).unwrap();
+        let tcp = format!("-A -t {}:{PORT} -s rr", host.address());
+        let udp = format!("-A -u {}:{UDP_PORT} -s rr", host.address());
+        assert!(
+            table.contains(&tcp) && table.contains(&udp),
+            "{}:\n{table}",
+            host.name()
+        );
+        let destinations = table
+            .lines()
+            .filter(|line| line.starts_with("-a -t") && line.contains(":80 -m -w 1"));
+        assert_eq!(destinations.count(), 2, "{}:\n{table}", host.name());
+    }
+}
+
+#[test]
+fn a_download_survives_the_death_of_the_agent_and_of_the_manager() {
+    let swarm = swarm();
+    for host in swarm.lab.hosts() {
+        let url = format!("http://{}:{PORT}/slow", host.address());
+        // 256 kB/s: still running when everything below has happened.
+        let mut download = swarm
+            .lab
+            .client()
+            .spawn(&["curl", "-sSf", "-o", "/dev/null", &url])
+            .unwrap();
+        let received = |host: &Host| -> Result<u64> {
+            let table = in_ingress(host, &["ipvsadm", "-Ln", "--connection"])?;
+            Ok(table
+                .lines()
+                .filter(|line| line.contains("ESTABLISHED"))
+                .count() as u64)
+        };
+        wait_until(REPAIR_DEADLINE, "the download is established", || {
+            ensure!(received(host)? > 0, "no connection in IPVS");
+            Ok(())
+        })
+        .unwrap();
+        swarm.manager().agent().kill_control().unwrap();
+        for other in swarm.lab.hosts() {
+            other.agent().kill().unwrap();
+            other.agent().start().unwrap();
+        }
+        swarm.wait_ready().unwrap();
+        let bytes = || -> Result<u64> {
+            let text = in_ingress(host, &["ipvsadm", "-Ln", "--stats", "--exact"])?;
+            Ok(text
+                .lines()
+                .filter_map(|line| line.split_whitespace().last()?.parse::<u64>().ok())
+                .sum())
+        };
+        let before = bytes().unwrap();
+        wait_until(REPAIR_DEADLINE, "the download goes on", || {
+            ensure!(bytes()? > before, "no more bytes");
+            Ok(())
+        })
+        .unwrap();
+        assert!(
+            download.is_running().unwrap(),
+            "the download through {} broke",
+            host.name()
+        );
+    }
+}
+
+/// Breaks something on every host in turn, and waits until requests and `check` are well again.
+fn breaks_and_heals(
+    what: &str,
+    break_it: impl Fn(&Host) -> Result<()>,
+    check: impl Fn(&Host) -> Result<()>,
+) {
+    let swarm = swarm();
+    for host in swarm.lab.hosts() {
+        check(host).unwrap_or_else(|error| panic!("before {what} on {}: {error:#}", host.name()));
+        break_it(host).expect("the fault can be made");
+        wait_until(REPAIR_DEADLINE, what, || {
+            check(host)?;
+            swarm.lab.client().ask_web(host, PORT).map(drop)
+        })
+        .unwrap_or_else(|error| panic!("{what} on {}: {error:#}", host.name()));
+    }
+}
+
+#[test]
+fn a_flushed_ipvs_table_is_back() {
+    breaks_and_heals(
+        "ipvsadm -C",
+        |host| in_ingress(host, &["ipvsadm", "-C"]).map(drop),
+        |host| {
+            let table = in_ingress(host, &["ipvsadm", "-Sn"])?;
+            ensure!(
+                table.contains(&format!("{}:{PORT}", host.address())),
+                "{table}"
+            );
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_detached_program_is_back() {
+    for (device, program) in [("eth0", "mesh_uplink"), ("sw-e1h", "mesh_out")] {
+        breaks_and_heals(
+            &format!("tc filter del dev {device}"),
+            |host| {
+                host.exec(&["tc", "filter", "del", "dev", device, "ingress"])?
+                    .success()
+                    .map(drop)
+            },
+            |host| {
+                let filters = host
+                    .exec(&["tc", "filter", "show", "dev", device, "ingress"])?
+                    .success()?;
+                ensure!(filters.contains(program), "{filters}");
+                Ok(())
+            },
+        );
+    }
+}
+
+#[test]
+fn a_deleted_vxlan_device_is_back() {
+    breaks_and_heals(
+        "ip link del vx0",
+        |host| in_ingress(host, &["ip", "link", "del", "vx0"]).map(drop),
+        |host| {
+            let link = in_ingress(host, &["ip", "-d", "link", "show", "vx0"])?;
+            ensure!(
+                link.contains("vxlan") && link.contains("master br0"),
+                "{link}"
+            );
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_removed_fdb_entry_is_back() {
+    let entries = |host: &Host| -> Result<Vec<String>> {
+        let text = in_ingress(host, &["bridge", "fdb", "show", "dev", "vx0"])?;
+        Ok(text
+            .lines()
+            .filter(|line| line.contains(" dst "))
+            .map(str::to_owned)
+            .collect())
+    };
+    let swarm_size = swarm().lab.hosts().len();
+    breaks_and_heals(
+        "bridge fdb del",
+        |host| {
+            for entry in entries(host)? {
+                let mac = entry.split_whitespace().next().unwrap_or_default();
+                in_ingress(host, &["bridge", "fdb", "del", mac, "dev", "vx0", "self"])?;
+            }
+            Ok(())
+        },
+        |host| {
+            let found = entries(host)?;
+            // The other nodes at least.
+            ensure!(found.len() + 1 >= swarm_size, "{found:?}");
+            Ok(())
+        },
+    );
+}
+
+#[test]
+fn a_deleted_ingress_end_is_back() {
+    breaks_and_heals(
+        "ip link del sw-e1h",
+        |host| {
+            host.exec(&["ip", "link", "del", "sw-e1h"])?
+                .success()
+                .map(drop)
+        },
+        |host| {
+            host.exec(&["ip", "link", "show", "sw-e1h"])?
+                .success()
+                .map(drop)
+        },
+    );
+}

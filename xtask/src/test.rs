@@ -1,0 +1,321 @@
+//! `cargo xtask test`: everything, or one part of it.
+//!
+//! * `unit`: what needs nothing but this machine.
+//! * `kernel`: tests marked `#[ignore = "kernel: ..."]` of the packages that talk to the kernel,
+//!   run as root in the lab's first namespace, where they make namespaces of their own.
+//! * `lab`: whole clusters, `tests/lab/tests/*.rs`, run inside the lab.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
+
+use crate::lab::{ExecOptions, Lab, UpOptions, replace};
+use crate::process::{create_log, describe, shown};
+use crate::progress::{step, tail};
+use crate::setup::{self, Scope};
+use crate::workspace::Workspace;
+
+/// Packages whose ignored tests need a kernel with everything.
+const KERNEL_PACKAGES: [&str; 2] = ["swarm-agent", "swarm-ipvs"];
+
+/// Package with the tests of whole clusters.
+const LAB_PACKAGE: &str = "swarm-lab";
+
+/// `cargo xtask test ...`.
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// Which part; all of them when absent.
+    #[arg(value_enum)]
+    part: Option<Part>,
+    /// Only tests whose name contains this.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Leave the lab up afterwards.
+    #[arg(long)]
+    keep: bool,
+    #[command(flatten)]
+    lab: UpOptions,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// What needs nothing but this machine.
+    Unit,
+    /// What needs a kernel with everything, in the lab.
+    Kernel,
+    /// Whole clusters, in the lab.
+    Lab,
+}
+
+/// How one test program ended.
+#[derive(Debug)]
+struct Verdict {
+    name: String,
+    passed: u32,
+    failed: u32,
+    is_ok: bool,
+}
+
+/// A test program that cargo built.
+#[derive(Debug)]
+struct Program {
+    /// Package and target: `swarm-lab/mesh`.
+    name: String,
+    path: PathBuf,
+    is_integration: bool,
+}
+
+/// Runs `cargo xtask test`.
+///
+/// # Errors
+/// When a part cannot be run, or a test fails; the lab's logs are named then.
+pub(crate) fn run(workspace: &Workspace, args: &TestArgs) -> Result<()> {
+    let wants = |part| args.part.is_none_or(|wanted| wanted == part);
+    let scope = if args.part == Some(Part::Unit) {
+        Scope::BUILD
+    } else {
+        Scope::ALL
+    };
+    setup::ensure(scope)?;
+    let mut verdicts = Vec::new();
+    if wants(Part::Unit) {
+        crate::product::build_ebpf(workspace, true)?;
+        verdicts.push(unit(workspace, args.filter.as_deref()));
+    }
+    if wants(Part::Kernel) || wants(Part::Lab) {
+        let options = UpOptions {
+            no_agents: args.lab.no_agents || !wants(Part::Lab),
+            ..args.lab.clone()
+        };
+        if options.no_agents {
+            crate::product::build_ebpf(workspace, true)?;
+        }
+        let mut programs = Vec::new();
+        if wants(Part::Kernel) {
+            let built = build_tests(workspace, &KERNEL_PACKAGES)?;
+            programs.extend(built.into_iter().map(|program| (program, "--ignored")));
+        }
+        if wants(Part::Lab) {
+            let built = build_tests(workspace, &[LAB_PACKAGE])?;
+            let clusters = built.into_iter().filter(|program| program.is_integration);
+            programs.extend(clusters.map(|program| (program, "--nocapture")));
+        }
+        let lab = Lab::borrow(workspace, &options, args.keep)?;
+        for (program, option) in &programs {
+            verdicts.push(in_lab(
+                workspace,
+                &lab,
+                program,
+                option,
+                args.filter.as_deref(),
+            )?);
+        }
+    }
+    summary(&verdicts)
+}
+
+/// Everything that runs here. The lab's own package has its library and program tested only: its
+/// other tests need the lab.
+fn unit(workspace: &Workspace, filter: Option<&str>) -> Verdict {
+    println!("==> unit tests");
+    let everything: &[&str] = &["test", "--workspace", "--exclude", LAB_PACKAGE];
+    let lab: &[&str] = &["test", "--package", LAB_PACKAGE, "--lib", "--bins"];
+    let is_ok = [everything, lab]
+        .into_iter()
+        .fold(true, |is_ok, arguments| {
+            let result = shown(workspace.cargo(arguments).args(filter));
+            if let Err(error) = &result {
+                println!("{error:#}");
+            }
+            is_ok && result.is_ok()
+        });
+    Verdict {
+        name: "unit".into(),
+        passed: 0,
+        failed: 0,
+        is_ok,
+    }
+}
+
+/// Builds the packages' tests as cargo would for `cargo test`, without running them.
+fn build_tests(workspace: &Workspace, packages: &[&str]) -> Result<Vec<Program>> {
+    let log = workspace.log("build-tests");
+    let mut command = workspace.cargo(&["test", "--release", "--no-run"]);
+    command.arg("--message-format=json-render-diagnostics");
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    let title = format!("building the tests of {}", packages.join(", "));
+    step(&title, Some(&log), || {
+        let output = command
+            .stdin(Stdio::null())
+            .stderr(create_log(&log)?)
+            .output()
+            .context("cannot run cargo")?;
+        ensure!(
+            output.status.success(),
+            "`{}` failed; the end of its log {}:\n{}",
+            describe(&command),
+            log.display(),
+            tail(&log, 25).join("\n")
+        );
+        Ok(String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(test_program)
+            .collect())
+    })
+}
+
+/// Reads one line of what cargo says about what it built.
+fn test_program(line: &str) -> Option<Program> {
+    #[derive(Deserialize)]
+    struct Message {
+        reason: String,
+        executable: Option<PathBuf>,
+        profile: Option<Profile>,
+        target: Option<Target>,
+        manifest_path: Option<PathBuf>,
+    }
+    #[derive(Deserialize)]
+    struct Profile {
+        test: bool,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
+    let message: Message = serde_json::from_str(line).ok()?;
+    let is_test = message.reason == "compiler-artifact" && message.profile?.test;
+    let target = message.target.filter(|_| is_test)?;
+    let manifest = message.manifest_path?;
+    let package = manifest
+        .parent()?
+        .file_name()?
+        .to_string_lossy()
+        .into_owned();
+    Some(Program {
+        name: format!("{package}/{}", target.name),
+        path: message.executable?,
+        is_integration: target.kind.iter().any(|kind| kind == "test"),
+    })
+}
+
+/// Runs a test program in the lab, its output shown as it comes.
+fn in_lab(
+    workspace: &Workspace,
+    lab: &Lab,
+    program: &Program,
+    option: &str,
+    filter: Option<&str>,
+) -> Result<Verdict> {
+    println!("==> {} (in the lab)", program.name);
+    let name = program.name.replace('/', "-");
+    let tests = workspace.lab_dir().join("share/tests");
+    replace(&program.path, &tests.join(&name))?;
+    let inside = format!("{}/tests/{name}", swarm_lab::SHARE_DIR);
+    let mut argv = vec![inside.as_str(), "--test-threads=1", "--color=never", option];
+    argv.extend(filter);
+    let mut text = Vec::new();
+    let env = vec![("RUST_BACKTRACE".into(), "1".into())];
+    let options = ExecOptions {
+        env,
+        ..ExecOptions::default()
+    };
+    let code = lab.stream(None, &argv, options, |_, bytes| {
+        print!("{}", String::from_utf8_lossy(bytes));
+        text.extend_from_slice(bytes);
+    })?;
+    fs::remove_file(tests.join(&name)).ok();
+    let (passed, failed) = counts(&String::from_utf8_lossy(&text));
+    if code != 0 {
+        println!(
+            "the lab's logs are in {}",
+            kept_logs(workspace, lab, &name)?.display()
+        );
+    }
+    Ok(Verdict {
+        name: program.name.clone(),
+        passed,
+        failed,
+        is_ok: code == 0,
+    })
+}
+
+/// Copies the lab's logs to where the next boot leaves them alone.
+fn kept_logs(workspace: &Workspace, lab: &Lab, name: &str) -> Result<PathBuf> {
+    let kept = workspace.lab_dir().join("failed").join(name);
+    fs::remove_dir_all(&kept).ok();
+    fs::create_dir_all(&kept)?;
+    for entry in fs::read_dir(lab.log_dir())? {
+        let entry = entry?;
+        fs::copy(entry.path(), kept.join(entry.file_name()))?;
+    }
+    let console = workspace.log("console");
+    fs::copy(&console, kept.join("console.log")).ok();
+    Ok(kept)
+}
+
+/// Passed and failed, summed over libtest's closing lines.
+fn counts(text: &str) -> (u32, u32) {
+    let number = |line: &str, what: &str| -> u32 {
+        let part = line
+            .split([';', '.'])
+            .find_map(|part| part.trim().strip_suffix(what));
+        part.and_then(|part| part.trim().parse().ok()).unwrap_or(0)
+    };
+    text.lines()
+        .filter(|line| line.starts_with("test result:"))
+        .fold((0, 0), |sum, line| {
+            (
+                sum.0 + number(line, "passed"),
+                sum.1 + number(line, "failed"),
+            )
+        })
+}
+
+fn summary(verdicts: &[Verdict]) -> Result<()> {
+    println!("\nsummary");
+    for verdict in verdicts {
+        let word = if verdict.is_ok { "ok" } else { "FAILED" };
+        let counts = match (verdict.passed, verdict.failed) {
+            (0, 0) => String::new(),
+            (passed, failed) => format!("{passed} passed, {failed} failed"),
+        };
+        println!("  {:<32} {word:<8} {counts}", verdict.name);
+    }
+    if verdicts.iter().any(|verdict| !verdict.is_ok) {
+        bail!("tests failed");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_counted_over_several_programs() {
+        let text = "test a ... ok\n\
+                    test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
+                    test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured\n";
+        assert_eq!(counts(text), (5, 4));
+        assert_eq!(counts("killed"), (0, 0));
+    }
+
+    #[test]
+    fn only_test_programs_are_taken_from_what_cargo_says() {
+        let line = r#"{"reason":"compiler-artifact","package_id":"x",
+            "manifest_path":"/w/tests/lab/Cargo.toml",
+            "target":{"kind":["test"],"crate_types":["bin"],"name":"mesh","src_path":"x"},
+            "profile":{"opt_level":"3","test":true},"executable":"/w/target/mesh-1"}"#;
+        let program = test_program(line).unwrap();
+        assert_eq!(program.name, "lab/mesh");
+        assert!(program.is_integration);
+        assert!(program.path.ends_with("mesh-1"));
+        assert!(test_program(&line.replace("true", "false")).is_none());
+        assert!(test_program(r#"{"reason":"build-finished","success":true}"#).is_none());
+    }
+}
