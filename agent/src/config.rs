@@ -30,7 +30,11 @@ pub(crate) struct Config {
     pub(crate) containerd_namespace: String,
 
     /// Directory of registry settings (containerd's `hosts.toml` layout).
-    #[arg(long, env = "SWARM_REGISTRY_HOSTS_DIR", default_value = "/etc/containerd/certs.d")]
+    #[arg(
+        long,
+        env = "SWARM_REGISTRY_HOSTS_DIR",
+        default_value = "/etc/containerd/certs.d"
+    )]
     pub(crate) registry_hosts_dir: PathBuf,
 
     /// The swarm-control program; the one beside this program when not given.

@@ -19,7 +19,7 @@ mod tests {
     #[test]
     fn causes_follow_once() {
         let inner = std::io::Error::other("disk on fire");
-        let same = std::io::Error::new(std::io::ErrorKind::Other, inner);
+        let same = std::io::Error::other(inner);
         assert_eq!(super::error_text(&same), "disk on fire");
     }
 }

@@ -13,7 +13,6 @@
 //!   manager answers.
 //! * A host that is in no swarm runs nothing of it.
 
-#![allow(dead_code, reason="wip")]
 mod config;
 mod ebpf;
 mod error_text;

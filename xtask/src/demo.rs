@@ -90,7 +90,9 @@ pub(crate) fn run(workspace: &Workspace, args: &DemoArgs) -> Result<()> {
         };
         // A lab that was up before may have a swarm already.
         let fresh = lab.exec(None, &["lab-guest", "fresh"], ExecOptions::default());
-        let result = fresh.and_then(Output::success).and_then(|_| stage.play(&mut shown));
+        let result = fresh
+            .and_then(Output::success)
+            .and_then(|_| stage.play(&mut shown));
         if result.is_err() {
             println!("\nthe lab's logs are in {}", lab.log_dir().display());
         }

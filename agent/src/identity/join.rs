@@ -66,7 +66,9 @@ pub(crate) async fn join(address: &str, token: &str) -> Result<Joined, JoinError
     let token: JoinToken = token.parse()?;
     let root_pem = retry(|| fetch_root(address)).await?;
     if !token.matches_root(&root_pem) {
-        return Err(JoinError::WrongSwarm { address: address.to_owned() });
+        return Err(JoinError::WrongSwarm {
+            address: address.to_owned(),
+        });
     }
     let request = KeyRequest::new()?;
     let answer = retry(|| issue(address, &root_pem, &token, &request)).await?;
@@ -76,8 +78,14 @@ pub(crate) async fn join(address: &str, token: &str) -> Result<Joined, JoinError
         v1::Role::Unspecified => return Err(JoinError::Answer("role")),
     };
     Ok(Joined {
-        node_id: answer.node_id.parse().map_err(|_| JoinError::Answer("node id"))?,
-        cluster_id: answer.cluster_id.parse().map_err(|_| JoinError::Answer("cluster id"))?,
+        node_id: answer
+            .node_id
+            .parse()
+            .map_err(|_| JoinError::Answer("node id"))?,
+        cluster_id: answer
+            .cluster_id
+            .parse()
+            .map_err(|_| JoinError::Answer("cluster id"))?,
         role,
         credentials: Credentials {
             key_pem: request.key_pem,
@@ -90,7 +98,10 @@ pub(crate) async fn join(address: &str, token: &str) -> Result<Joined, JoinError
 async fn fetch_root(address: &str) -> Result<String, JoinError> {
     let channel = Connector::unverified()?.connect(address).await?;
     let mut client = NodeCaClient::new(channel);
-    let answer = in_time(address, client.get_root_certificate(v1::GetRootCertificateRequest {}));
+    let answer = in_time(
+        address,
+        client.get_root_certificate(v1::GetRootCertificateRequest {}),
+    );
     Ok(answer.await?.certificate_pem)
 }
 
@@ -100,7 +111,9 @@ async fn issue(
     token: &JoinToken,
     request: &KeyRequest,
 ) -> Result<v1::IssueNodeCertificateResponse, JoinError> {
-    let channel = Connector::without_certificate(root_pem)?.connect(address).await?;
+    let channel = Connector::without_certificate(root_pem)?
+        .connect(address)
+        .await?;
     let mut client = NodeCaClient::new(channel);
     let request = v1::IssueNodeCertificateRequest {
         token: token.to_string(),
@@ -116,7 +129,9 @@ async fn in_time<T>(
     match tokio::time::timeout(REQUEST_TIMEOUT, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(JoinError::Refused(status)),
-        Err(_) => Err(JoinError::Silent { address: address.to_owned() }),
+        Err(_) => Err(JoinError::Silent {
+            address: address.to_owned(),
+        }),
     }
 }
 

@@ -91,17 +91,27 @@ pub(crate) struct StateStore {
 impl StateStore {
     /// On `dir`, which is made when something is first written.
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self {
+            dir: dir.to_owned(),
+        }
     }
 
     /// The membership and credentials, when this node is in a swarm.
     pub(crate) fn load(&self) -> Result<Option<(Membership, Credentials)>, StateError> {
         let path = self.dir.join(STATE_FILE);
-        let Some(text) = read_if_present(&path)? else { return Ok(None) };
-        let membership: Membership = serde_json::from_str(&text)
-            .map_err(|source| StateError::Damaged { path: path.clone(), source })?;
+        let Some(text) = read_if_present(&path)? else {
+            return Ok(None);
+        };
+        let membership: Membership =
+            serde_json::from_str(&text).map_err(|source| StateError::Damaged {
+                path: path.clone(),
+                source,
+            })?;
         if membership.format_version > FORMAT_VERSION {
-            return Err(StateError::NewerFormat { path, found: membership.format_version });
+            return Err(StateError::NewerFormat {
+                path,
+                found: membership.format_version,
+            });
         }
         let certificates = self.dir.join(CERTIFICATES_DIR);
         let read = |name: &str| {
@@ -130,16 +140,25 @@ impl StateStore {
         make_private_dir(&self.dir)?;
         make_private_dir(&certificates)?;
         write_durably(&certificates.join(KEY_FILE), credentials.key_pem.as_bytes())?;
-        write_durably(&certificates.join(CERTIFICATE_FILE), credentials.certificate_pem.as_bytes())?;
-        write_durably(&certificates.join(ROOT_FILE), credentials.root_pem.as_bytes())?;
+        write_durably(
+            &certificates.join(CERTIFICATE_FILE),
+            credentials.certificate_pem.as_bytes(),
+        )?;
+        write_durably(
+            &certificates.join(ROOT_FILE),
+            credentials.root_pem.as_bytes(),
+        )?;
         self.save_membership(membership)
     }
 
     /// Writes the membership alone, when the list of managers changed.
     pub(crate) fn save_membership(&self, membership: &Membership) -> Result<(), StateError> {
         let path = self.dir.join(STATE_FILE);
-        let text = serde_json::to_string_pretty(membership)
-            .map_err(|source| StateError::Damaged { path: path.clone(), source })?;
+        let text =
+            serde_json::to_string_pretty(membership).map_err(|source| StateError::Damaged {
+                path: path.clone(),
+                source,
+            })?;
         write_durably(&path, text.as_bytes())
     }
 
@@ -149,7 +168,11 @@ impl StateStore {
             let path = self.dir.join(name);
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(StateError::Io { action: "remove", path, source });
+                    return Err(StateError::Io {
+                        action: "remove",
+                        path,
+                        source,
+                    });
                 }
                 _ => {}
             }
@@ -158,7 +181,11 @@ impl StateStore {
             let path = self.dir.join(name);
             match fs::remove_dir_all(&path) {
                 Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(StateError::Io { action: "remove", path, source });
+                    return Err(StateError::Io {
+                        action: "remove",
+                        path,
+                        source,
+                    });
                 }
                 _ => {}
             }
@@ -173,7 +200,11 @@ impl StateStore {
         match fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StateError::Io { action: "read", path, source }),
+            Err(source) => Err(StateError::Io {
+                action: "read",
+                path,
+                source,
+            }),
         }
     }
 
@@ -189,20 +220,34 @@ fn read_if_present(path: &Path) -> Result<Option<String>, StateError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(StateError::Io { action: "read", path: path.to_owned(), source }),
+        Err(source) => Err(StateError::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
 fn make_private_dir(path: &Path) -> Result<(), StateError> {
     // Traversable by others, since swarm-control, which is not root, keeps its state below.
-    fs::DirBuilder::new().recursive(true).mode(0o711).create(path).map_err(|source| {
-        StateError::Io { action: "make directory", path: path.to_owned(), source }
-    })
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path)
+        .map_err(|source| StateError::Io {
+            action: "make directory",
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Writes beside, syncs, renames: the file holds either the old text or the new.
 fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    let error = |action, source| StateError::Io { action, path: path.to_owned(), source };
+    let error = |action, source| StateError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    };
     let beside = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)
@@ -211,12 +256,14 @@ fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
         .mode(0o600)
         .open(&beside)
         .map_err(|source| error("create", source))?;
-    file.write_all(bytes).map_err(|source| error("write", source))?;
+    file.write_all(bytes)
+        .map_err(|source| error("write", source))?;
     file.sync_all().map_err(|source| error("sync", source))?;
     fs::rename(&beside, path).map_err(|source| error("replace", source))?;
     if let Some(dir) = path.parent() {
         let dir = fs::File::open(dir).map_err(|source| error("open directory of", source))?;
-        dir.sync_all().map_err(|source| error("sync directory of", source))?;
+        dir.sync_all()
+            .map_err(|source| error("sync directory of", source))?;
     }
     Ok(())
 }
@@ -266,7 +313,10 @@ mod tests {
     fn a_newer_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = StateStore::new(dir.path());
-        let newer = Membership { format_version: FORMAT_VERSION + 1, ..membership() };
+        let newer = Membership {
+            format_version: FORMAT_VERSION + 1,
+            ..membership()
+        };
         store.save(&newer, &credentials()).unwrap();
         assert!(matches!(store.load(), Err(StateError::NewerFormat { .. })));
     }

@@ -72,7 +72,10 @@ impl KeyRequest {
             rcgen::CertificateParams::new(Vec::<String>::new()).map_err(TlsError::Request)?;
         params.distinguished_name = rcgen::DistinguishedName::new();
         let csr = params.serialize_request(&key).map_err(TlsError::Request)?;
-        Ok(Self { key_pem: key.serialize_pem(), csr_der: csr.der().to_vec() })
+        Ok(Self {
+            key_pem: key.serialize_pem(),
+            csr_der: csr.der().to_vec(),
+        })
     }
 }
 
@@ -115,7 +118,9 @@ impl Connector {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|source| TlsError::Rustls("TLS 1.3 provider", source))?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyServer { provider: provider() }))
+            .with_custom_certificate_verifier(Arc::new(AnyServer {
+                provider: provider(),
+            }))
             .with_no_client_auth();
         Ok(Self::new(config))
     }
@@ -124,7 +129,9 @@ impl Connector {
         config.alpn_protocols = vec![b"h2".to_vec()];
         // A resumed session would outlive the certificate it was made with.
         config.resumption = rustls::client::Resumption::disabled();
-        Self { config: Arc::new(config) }
+        Self {
+            config: Arc::new(config),
+        }
     }
 
     /// Opens a channel to the manager at `address` (host:port).
@@ -154,7 +161,10 @@ impl Connector {
         endpoint
             .connect_with_connector(connector)
             .await
-            .map_err(|source| TlsError::Connect { address: address.to_owned(), source })
+            .map_err(|source| TlsError::Connect {
+                address: address.to_owned(),
+                source,
+            })
     }
 }
 
@@ -212,6 +222,8 @@ impl ServerCertVerifier for AnyServer {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

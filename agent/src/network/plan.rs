@@ -68,9 +68,9 @@ fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
     planner.fill_maps();
     planner.balance();
     planner.publish();
-    planner.detach_programs();
     planner.unbalance();
     planner.delete_links();
+    planner.detach_programs();
     planner.clear_tables();
     planner.delete_namespaces();
     planner.ops
@@ -405,6 +405,7 @@ impl Planner<'_> {
         }
     }
 
+    /// From links that stay.
     fn detach_programs(&mut self) {
         let mut ops = Vec::new();
         for (place, now) in &self.now.namespaces {

@@ -66,12 +66,10 @@ impl Active {
             })
             .await?,
         );
-        let network = Arc::new(
-            Reconciler::start(&NetworkConfig {
-                run_dir: config.run_dir.clone(),
-                bpffs_dir: config.bpffs_dir.clone(),
-            })?,
-        );
+        let network = Arc::new(Reconciler::start(&NetworkConfig {
+            run_dir: config.run_dir.clone(),
+            bpffs_dir: config.bpffs_dir.clone(),
+        })?);
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
 
@@ -109,7 +107,10 @@ impl Active {
                 worker_problem.send_replace(text);
             }
         });
-        tasks.spawn(stopping(&stop, keep_assigned(state.clone(), assigned.subscribe())));
+        tasks.spawn(stopping(
+            &stop,
+            keep_assigned(state.clone(), assigned.subscribe()),
+        ));
         tasks.spawn(stopping(
             &stop,
             keep_managers(state.clone(), membership.clone(), report.subscribe()),
@@ -155,7 +156,11 @@ impl Active {
     pub(super) fn status(&self) -> v1::GetStatusResponse {
         let report = self.report.borrow();
         let problem = self.problem.borrow();
-        let error = if report.error.is_empty() { problem.clone() } else { report.error.clone() };
+        let error = if report.error.is_empty() {
+            problem.clone()
+        } else {
+            report.error.clone()
+        };
         v1::GetStatusResponse {
             state: "active".to_owned(),
             node_id: self.membership.node_id.to_string(),
@@ -173,7 +178,10 @@ impl Active {
     /// Ends what this process does; containers and the mesh go on.
     pub(super) async fn stop(self) {
         self.stop.cancel();
-        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("not everything ended within {} s", STOP_TIMEOUT.as_secs());
         }
     }
@@ -194,7 +202,10 @@ impl Active {
             Err(error) => tracing::error!(%error, "cannot see which containers are left"),
         }
         if let Err(error) = network.teardown().await {
-            tracing::error!(error = crate::error_text(&error), "parts of the network are left");
+            tracing::error!(
+                error = crate::error_text(&error),
+                "parts of the network are left"
+            );
         }
     }
 }
@@ -216,17 +227,26 @@ fn stopping(
 /// What the manager said last before this start, so that its absence changes nothing here.
 fn last_assigned(state: &StateStore) -> Assigned {
     let read = || -> Result<Option<Assigned>, String> {
-        let Some(bytes) = state.load_assignments().map_err(|error| error.to_string())? else {
+        let Some(bytes) = state
+            .load_assignments()
+            .map_err(|error| error.to_string())?
+        else {
             return Ok(None);
         };
         let message =
             v1::Assignments::decode(bytes.as_slice()).map_err(|error| error.to_string())?;
-        Assigned::default().after(message).map(Some).map_err(|error| error.to_string())
+        Assigned::default()
+            .after(message)
+            .map(Some)
+            .map_err(|error| error.to_string())
     };
     match read() {
         Ok(assigned) => assigned.unwrap_or_default(),
         Err(error) => {
-            tracing::warn!(error, "what the manager said last cannot be read; waiting for it");
+            tracing::warn!(
+                error,
+                "what the manager said last cannot be read; waiting for it"
+            );
             Assigned::default()
         }
     }
@@ -238,7 +258,10 @@ async fn keep_assigned(state: StateStore, mut assigned: watch::Receiver<Arc<Assi
         let state = state.clone();
         let saved = tokio::task::spawn_blocking(move || state.save_assignments(&bytes)).await;
         if let Ok(Err(error)) = saved {
-            tracing::warn!(error = crate::error_text(&error), "cannot keep the assignments");
+            tracing::warn!(
+                error = crate::error_text(&error),
+                "cannot keep the assignments"
+            );
         }
     }
 }
@@ -255,7 +278,10 @@ async fn keep_managers(
         }
         membership.managers = managers;
         if let Err(error) = state.save_membership(&membership) {
-            tracing::warn!(error = crate::error_text(&error), "cannot keep the list of managers");
+            tracing::warn!(
+                error = crate::error_text(&error),
+                "cannot keep the list of managers"
+            );
         }
     }
 }
@@ -296,7 +322,9 @@ struct TaskNetworkOf(Arc<Reconciler>);
 #[async_trait]
 impl TaskNetwork for TaskNetworkOf {
     async fn prepare(&self, task: &Task) -> Result<PathBuf, String> {
-        let address = task.ingress_address.ok_or("the task has no address on the ingress network")?;
+        let address = task
+            .ingress_address
+            .ok_or("the task has no address on the ingress network")?;
         self.0
             .prepare_task(&task.id, address.into())
             .await
@@ -304,6 +332,9 @@ impl TaskNetwork for TaskNetworkOf {
     }
 
     async fn release(&self, task_id: &TaskId) -> Result<(), String> {
-        self.0.release_task(task_id).await.map_err(|error| crate::error_text(&error))
+        self.0
+            .release_task(task_id)
+            .await
+            .map_err(|error| crate::error_text(&error))
     }
 }

@@ -26,7 +26,9 @@ pub(crate) enum AddressError {
     NotLocal(String, String),
     #[error("{0:?} is not an address: write ADDRESS or ADDRESS:PORT")]
     Invalid(String),
-    #[error("cannot find out which address of this host reaches {remote}: say it with --advertise-addr")]
+    #[error(
+        "cannot find out which address of this host reaches {remote}: say it with --advertise-addr"
+    )]
     Route {
         remote: SocketAddr,
         #[source]
@@ -50,11 +52,16 @@ fn local_addresses() -> Result<Vec<Local>, AddressError> {
         {
             continue;
         }
-        let Some(address) = entry.address else { continue };
+        let Some(address) = entry.address else {
+            continue;
+        };
         if let Some(v4) = address.as_sockaddr_in() {
             let address = v4.ip();
             if !address.is_link_local() {
-                found.push(Local { interface: entry.interface_name, address: address.into() });
+                found.push(Local {
+                    interface: entry.interface_name,
+                    address: address.into(),
+                });
             }
         }
     }
@@ -71,15 +78,19 @@ pub(super) fn advertise_address(asked: &str) -> Result<SocketAddr, AddressError>
 
 fn choose(asked: &str, local: &[Local]) -> Result<SocketAddr, AddressError> {
     let list = |local: &[Local]| {
-        let texts: Vec<_> =
-            local.iter().map(|local| format!("{} on {}", local.address, local.interface)).collect();
+        let texts: Vec<_> = local
+            .iter()
+            .map(|local| format!("{} on {}", local.address, local.interface))
+            .collect();
         texts.join(", ")
     };
     if asked.is_empty() {
         let dialable: Vec<_> = local
             .iter()
             .filter(|local| {
-                !ENGINE_BRIDGES.iter().any(|prefix| local.interface.starts_with(prefix))
+                !ENGINE_BRIDGES
+                    .iter()
+                    .any(|prefix| local.interface.starts_with(prefix))
             })
             .cloned()
             .collect();
@@ -106,7 +117,8 @@ pub(super) fn with_port(text: &str) -> Result<SocketAddr, AddressError> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(SocketAddr::new(address, DEFAULT_PORT));
     }
-    text.parse().map_err(|_| AddressError::Invalid(text.to_owned()))
+    text.parse()
+        .map_err(|_| AddressError::Invalid(text.to_owned()))
 }
 
 /// What to listen on: what was asked for, or every address.
@@ -133,22 +145,37 @@ mod tests {
     use super::*;
 
     fn local(interface: &str, last: u8) -> Local {
-        Local { interface: interface.to_owned(), address: IpAddr::from([192, 0, 2, last]) }
+        Local {
+            interface: interface.to_owned(),
+            address: IpAddr::from([192, 0, 2, last]),
+        }
     }
 
     #[test]
     fn the_only_address_is_taken() {
         let addresses = [local("eth0", 1), local("docker0", 9)];
-        assert_eq!(choose("", &addresses).unwrap(), "192.0.2.1:2377".parse().unwrap());
+        assert_eq!(
+            choose("", &addresses).unwrap(),
+            "192.0.2.1:2377".parse().unwrap()
+        );
     }
 
     #[test]
     fn several_addresses_need_a_choice() {
         let addresses = [local("eth0", 1), local("eth1", 2)];
         let error = choose("", &addresses).unwrap_err().to_string();
-        assert!(error.contains("192.0.2.1 on eth0, 192.0.2.2 on eth1"), "{error}");
-        assert_eq!(choose("eth1", &addresses).unwrap(), "192.0.2.2:2377".parse().unwrap());
-        assert_eq!(choose("192.0.2.1:99", &addresses).unwrap(), "192.0.2.1:99".parse().unwrap());
+        assert!(
+            error.contains("192.0.2.1 on eth0, 192.0.2.2 on eth1"),
+            "{error}"
+        );
+        assert_eq!(
+            choose("eth1", &addresses).unwrap(),
+            "192.0.2.2:2377".parse().unwrap()
+        );
+        assert_eq!(
+            choose("192.0.2.1:99", &addresses).unwrap(),
+            "192.0.2.1:99".parse().unwrap()
+        );
         assert!(choose("198.51.100.1", &addresses).is_err());
         assert!(choose("eth7", &addresses).is_err());
     }

@@ -35,7 +35,9 @@ const LINES_KEPT: usize = 5;
 /// Why it does not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
-    #[error("user {0} does not exist: make it with `useradd --system {0}`, or name another with --control-user")]
+    #[error(
+        "user {0} does not exist: make it with `useradd --system {0}`, or name another with --control-user"
+    )]
     NoUser(String),
     #[error("cannot look up user {name}")]
     User {
@@ -146,9 +148,10 @@ impl ControlProcess {
             // With a user set, the standard library drops the supplementary groups as well.
             command.uid(self.user.as_raw()).gid(self.group.as_raw());
         }
-        let mut child = command
-            .spawn()
-            .map_err(|source| ControlError::Spawn { program: self.program.clone(), source })?;
+        let mut child = command.spawn().map_err(|source| ControlError::Spawn {
+            program: self.program.clone(),
+            source,
+        })?;
         let lines = Arc::new(Mutex::new(VecDeque::with_capacity(LINES_KEPT)));
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(forward_lines(BufReader::new(stderr), lines.clone()));
@@ -162,8 +165,15 @@ impl ControlProcess {
     }
 
     fn own_directory(&self, path: &Path, mode: u32) -> Result<(), ControlError> {
-        let error = |source| ControlError::Directory { path: path.to_owned(), source };
-        std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(error)?;
+        let error = |source| ControlError::Directory {
+            path: path.to_owned(),
+            source,
+        };
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(path)
+            .map_err(error)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(error)?;
         if Uid::effective().is_root() {
             nix::unistd::chown(path, Some(self.user), Some(self.group))
@@ -207,7 +217,10 @@ impl Running {
     }
 
     fn words(&self, status: Option<ExitStatus>) -> String {
-        let lines = self.lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let lines = self
+            .lines
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         match (lines.back(), status) {
             (Some(line), _) => line.clone(),
             (None, Some(status)) => status.to_string(),
@@ -218,7 +231,10 @@ impl Running {
     /// Asks it to end, and makes it.
     pub(super) async fn stop(mut self) {
         drop(self.lifeline.take());
-        if tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_err() {
+        if tokio::time::timeout(STOP_TIMEOUT, self.child.wait())
+            .await
+            .is_err()
+        {
             tracing::warn!("swarm-control does not end; killing it");
             let _ = self.child.kill().await;
         }
@@ -237,7 +253,9 @@ async fn forward_lines(
         let text = line.trim_end().to_owned();
         // Its lines carry their own time and level.
         eprintln!("control: {text}");
-        let mut kept = lines.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut kept = lines
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if kept.len() == LINES_KEPT {
             kept.pop_front();
         }
@@ -251,8 +269,10 @@ async fn forward_lines(
 /// The user it runs as: the one named, else `swarm`, else `nobody`.
 fn unprivileged_user(named: Option<&str>) -> Result<User, ControlError> {
     let find = |name: &str| {
-        User::from_name(name)
-            .map_err(|source| ControlError::User { name: name.to_owned(), source })
+        User::from_name(name).map_err(|source| ControlError::User {
+            name: name.to_owned(),
+            source,
+        })
     };
     if let Some(name) = named {
         return find(name)?.ok_or_else(|| ControlError::NoUser(name.to_owned()));

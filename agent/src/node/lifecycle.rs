@@ -106,7 +106,9 @@ pub(crate) struct Agent {
 
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Agent").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Agent")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -131,7 +133,11 @@ impl Agent {
             }
             None => None,
         };
-        Ok(Self { config, state, active: Mutex::new(active) })
+        Ok(Self {
+            config,
+            state,
+            active: Mutex::new(active),
+        })
     }
 
     /// Makes a swarm with this node as its first manager.
@@ -143,7 +149,11 @@ impl Agent {
         if active.is_some() {
             return Err(LifecycleError::AlreadyMember);
         }
-        let v1::InitRequest { advertise_address, listen_address, data_path_address } = request;
+        let v1::InitRequest {
+            advertise_address,
+            listen_address,
+            data_path_address,
+        } = request;
         let advertise = address::advertise_address(&advertise_address)?;
         let mut listen = address::listen_address(&listen_address)?;
         if listen_address.is_empty() {
@@ -152,7 +162,10 @@ impl Agent {
         let data_path = data_path(&data_path_address, advertise.ip())?;
         let node_id = NodeId::random(&mut rand::rng());
         let process = ControlProcess::new(&self.config, listen, advertise)?;
-        let bootstrap = Bootstrap { node_id: node_id.clone(), data_path_address: data_path };
+        let bootstrap = Bootstrap {
+            node_id: node_id.clone(),
+            data_path_address: data_path,
+        };
         let mut running = process.spawn(Some(&bootstrap))?;
         let founded = tokio::select! {
             founded = self.found(node_id, advertise, listen, data_path) => founded,
@@ -225,8 +238,10 @@ impl Agent {
             .map_err(|status| LifecycleError::LocalControl(Box::new(status)))?
             .into_inner()
             .token;
-        let cluster_id =
-            issued.cluster_id.parse().map_err(|_| LifecycleError::Answer("cluster id"))?;
+        let cluster_id = issued
+            .cluster_id
+            .parse()
+            .map_err(|_| LifecycleError::Answer("cluster id"))?;
         let managers = vec![advertise.to_string()];
         let mut membership =
             Membership::new(node_id, cluster_id, Role::Manager, managers, data_path);
@@ -250,8 +265,12 @@ impl Agent {
         if active.is_some() {
             return Err(LifecycleError::AlreadyMember);
         }
-        let v1::JoinRequest { remote_address, token, advertise_address, data_path_address } =
-            request;
+        let v1::JoinRequest {
+            remote_address,
+            token,
+            advertise_address,
+            data_path_address,
+        } = request;
         let remote = address::with_port(&remote_address)?;
         let own = if advertise_address.is_empty() {
             address::address_towards(remote)?
@@ -269,8 +288,14 @@ impl Agent {
         );
         self.state.save(&membership, &joined.credentials)?;
         let node_id = membership.node_id.to_string();
-        let started =
-            Active::start(&self.config, &self.state, membership, &joined.credentials, None).await;
+        let started = Active::start(
+            &self.config,
+            &self.state,
+            membership,
+            &joined.credentials,
+            None,
+        )
+        .await;
         match started {
             Ok(started) => {
                 let connected = started.connected(SESSION_TIMEOUT).await;
@@ -286,13 +311,18 @@ impl Agent {
             Role::Worker => v1::Role::Worker,
             Role::Manager => v1::Role::Manager,
         };
-        Ok(v1::JoinResponse { node_id, role: role.into() })
+        Ok(v1::JoinResponse {
+            node_id,
+            role: role.into(),
+        })
     }
 
     /// Leaves the swarm: tasks end, networks go, and nothing is left.
     pub(super) async fn leave(&self, force: bool) -> Result<(), LifecycleError> {
         let mut active = self.active.lock().await;
-        let Some(member) = active.as_ref() else { return Err(LifecycleError::NotMember) };
+        let Some(member) = active.as_ref() else {
+            return Err(LifecycleError::NotMember);
+        };
         if member.role() == Role::Manager && !force {
             return Err(LifecycleError::LastManager);
         }

@@ -48,7 +48,11 @@ pub(crate) async fn serve(
 }
 
 async fn listen(path: &Path) -> Result<UnixListener, ServeError> {
-    let error = |action, source| ServeError::Socket { action, path: path.to_owned(), source };
+    let error = |action, source| ServeError::Socket {
+        action,
+        path: path.to_owned(),
+        source,
+    };
     if let Some(dir) = path.parent() {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -91,7 +95,9 @@ impl LocalAgent for Local {
     ) -> Result<Response<v1::InitResponse>, Status> {
         let agent = self.agent.clone();
         let request = request.into_inner();
-        Ok(Response::new(detached(async move { agent.init(request).await }).await?))
+        Ok(Response::new(
+            detached(async move { agent.init(request).await }).await?,
+        ))
     }
 
     async fn join(
@@ -100,7 +106,9 @@ impl LocalAgent for Local {
     ) -> Result<Response<v1::JoinResponse>, Status> {
         let agent = self.agent.clone();
         let request = request.into_inner();
-        Ok(Response::new(detached(async move { agent.join(request).await }).await?))
+        Ok(Response::new(
+            detached(async move { agent.join(request).await }).await?,
+        ))
     }
 
     async fn leave(

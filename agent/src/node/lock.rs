@@ -25,8 +25,15 @@ pub(crate) enum LockError {
 /// Held for as long as the agent runs; the kernel gives it up when the process ends, however it does.
 pub(crate) fn lock(run_dir: &Path) -> Result<Flock<File>, LockError> {
     let path = run_dir.join("agent.lock");
-    let error = |source| LockError::Io { path: path.clone(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir).map_err(error)?;
+    let error = |source| LockError::Io {
+        path: path.clone(),
+        source,
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(run_dir)
+        .map_err(error)?;
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

@@ -96,13 +96,24 @@ fn parse<T: std::str::FromStr>(what: &'static str, text: &str) -> Result<T, Assi
 impl Assigned {
     /// This, after `message`. Unchanged when the message does not fit.
     pub(crate) fn after(&self, message: v1::Assignments) -> Result<Self, AssignedError> {
-        let v1::Assignments { generation, complete, put, remove } = message;
+        let v1::Assignments {
+            generation,
+            complete,
+            put,
+            remove,
+        } = message;
         let mut next = if complete {
-            Self { session: self.session, ..Self::default() }
+            Self {
+                session: self.session,
+                ..Self::default()
+            }
         } else if self.generation == 0 {
             return Err(AssignedError::NoBase);
         } else if generation != self.generation + 1 {
-            return Err(AssignedError::Gap { expected_after: self.generation, found: generation });
+            return Err(AssignedError::Gap {
+                expected_after: self.generation,
+                found: generation,
+            });
         } else {
             self.clone()
         };
@@ -128,7 +139,11 @@ impl Assigned {
                 self.networks.insert(network.id.clone(), network);
             }
             Item::Peer(peer) => {
-                let v1::NetworkPeer { node_id, ingress_address, data_path_address } = peer;
+                let v1::NetworkPeer {
+                    node_id,
+                    ingress_address,
+                    data_path_address,
+                } = peer;
                 let peer = Peer {
                     ingress_address: parse("ingress address", &ingress_address)?,
                     data_path_address: parse("data path address", &data_path_address)?,
@@ -136,10 +151,19 @@ impl Assigned {
                 self.peers.insert(parse("node id", &node_id)?, peer);
             }
             Item::Service(service) => {
-                let v1::PublishedService { service_id, index, ports, name } = service;
-                let ports = ports.into_iter().map(PortConfig::try_from).collect::<Result<_, _>>()?;
+                let v1::PublishedService {
+                    service_id,
+                    index,
+                    ports,
+                    name,
+                } = service;
+                let ports = ports
+                    .into_iter()
+                    .map(PortConfig::try_from)
+                    .collect::<Result<_, _>>()?;
                 let service = PublishedService { name, index, ports };
-                self.services.insert(parse("service id", &service_id)?, service);
+                self.services
+                    .insert(parse("service id", &service_id)?, service);
             }
             Item::Endpoint(endpoint) => self.put_endpoint(&endpoint)?,
         }
@@ -147,7 +171,13 @@ impl Assigned {
     }
 
     fn put_endpoint(&mut self, endpoint: &v1::TaskEndpoint) -> Result<(), AssignedError> {
-        let v1::TaskEndpoint { task_id, service_id, node_id, address, state: _ } = endpoint;
+        let v1::TaskEndpoint {
+            task_id,
+            service_id,
+            node_id,
+            address,
+            state: _,
+        } = endpoint;
         let balanced = match endpoint.state() {
             v1::EndpointState::Ready => Balanced::Yes,
             v1::EndpointState::Draining => Balanced::NoMore,
@@ -170,13 +200,15 @@ impl Assigned {
                 self.tasks.remove(&parse::<TaskId>("task id", &id)?);
             }
             Key::NetworkId(id) => {
-                self.networks.remove(&parse::<NetworkId>("network id", &id)?);
+                self.networks
+                    .remove(&parse::<NetworkId>("network id", &id)?);
             }
             Key::PeerNodeId(id) => {
                 self.peers.remove(&parse::<NodeId>("node id", &id)?);
             }
             Key::ServiceId(id) => {
-                self.services.remove(&parse::<ServiceId>("service id", &id)?);
+                self.services
+                    .remove(&parse::<ServiceId>("service id", &id)?);
             }
             Key::EndpointTaskId(id) => {
                 self.endpoints.remove(&parse::<TaskId>("task id", &id)?);
@@ -194,7 +226,10 @@ impl Assigned {
     pub(crate) fn to_message(&self) -> v1::Assignments {
         use v1::assignment::Item;
         let tasks = self.tasks.values().map(|task| Item::Task(task.into()));
-        let networks = self.networks.values().map(|network| Item::Network(network.into()));
+        let networks = self
+            .networks
+            .values()
+            .map(|network| Item::Network(network.into()));
         let peers = self.peers.iter().map(|(id, peer)| {
             Item::Peer(v1::NetworkPeer {
                 node_id: id.to_string(),
@@ -224,11 +259,17 @@ impl Assigned {
                 state: state.into(),
             })
         });
-        let items = tasks.chain(networks).chain(peers).chain(services).chain(endpoints);
+        let items = tasks
+            .chain(networks)
+            .chain(peers)
+            .chain(services)
+            .chain(endpoints);
         v1::Assignments {
             generation: self.generation,
             complete: true,
-            put: items.map(|item| v1::Assignment { item: Some(item) }).collect(),
+            put: items
+                .map(|item| v1::Assignment { item: Some(item) })
+                .collect(),
             remove: Vec::new(),
         }
     }
@@ -249,14 +290,21 @@ mod tests {
     }
 
     fn complete(put: Vec<v1::Assignment>) -> v1::Assignments {
-        v1::Assignments { generation: 1, complete: true, put, remove: Vec::new() }
+        v1::Assignments {
+            generation: 1,
+            complete: true,
+            put,
+            remove: Vec::new(),
+        }
     }
 
     #[test]
     fn changes_build_on_the_complete_set() {
         let mut rng = rand::rng();
         let (first, second) = (NodeId::random(&mut rng), NodeId::random(&mut rng));
-        let assigned = Assigned::default().after(complete(vec![peer(&first, 2)])).unwrap();
+        let assigned = Assigned::default()
+            .after(complete(vec![peer(&first, 2)]))
+            .unwrap();
         let change = v1::Assignments {
             generation: 2,
             complete: false,
@@ -275,11 +323,23 @@ mod tests {
 
     #[test]
     fn a_gap_or_a_missing_base_is_refused() {
-        let change = |generation| v1::Assignments { generation, ..v1::Assignments::default() };
-        assert!(matches!(Assigned::default().after(change(1)), Err(AssignedError::NoBase)));
+        let change = |generation| v1::Assignments {
+            generation,
+            ..v1::Assignments::default()
+        };
+        assert!(matches!(
+            Assigned::default().after(change(1)),
+            Err(AssignedError::NoBase)
+        ));
         let assigned = Assigned::default().after(complete(Vec::new())).unwrap();
-        assert!(matches!(assigned.after(change(3)), Err(AssignedError::Gap { .. })));
-        assert!(matches!(assigned.after(change(1)), Err(AssignedError::Gap { .. })));
+        assert!(matches!(
+            assigned.after(change(3)),
+            Err(AssignedError::Gap { .. })
+        ));
+        assert!(matches!(
+            assigned.after(change(1)),
+            Err(AssignedError::Gap { .. })
+        ));
         assert!(assigned.after(change(2)).is_ok());
     }
 

@@ -133,7 +133,9 @@ impl Session {
         let mut client =
             DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (outgoing, messages) = mpsc::channel(OUTGOING_MAX);
-        let hello = v1::Hello { description: Some((&self.description).into()) };
+        let hello = v1::Hello {
+            description: Some((&self.description).into()),
+        };
         send(&outgoing, v1::agent_message::Message::Hello(hello))?;
         let call = client.session(ReceiverStream::new(messages));
         let mut incoming = tokio::time::timeout(WELCOME_TIMEOUT, call)
@@ -157,7 +159,10 @@ impl Session {
         let mut reported = BTreeMap::new();
         self.statuses.mark_changed();
         self.applied.mark_changed();
-        let mut base = Assigned { session: number, ..Assigned::default() };
+        let mut base = Assigned {
+            session: number,
+            ..Assigned::default()
+        };
         loop {
             tokio::select! {
                 message = incoming.message() => {
@@ -190,12 +195,20 @@ impl Session {
     }
 
     fn welcomed(&mut self, welcome: &v1::Welcome, address: &str) {
-        tracing::info!(manager = address, session = welcome.session_id, "session opened");
+        tracing::info!(
+            manager = address,
+            session = welcome.session_id,
+            "session opened"
+        );
         if !welcome.managers.is_empty() {
             self.managers.clone_from(&welcome.managers);
         }
         let managers = self.managers.clone();
-        self.report.send_replace(Report { connected: true, error: String::new(), managers });
+        self.report.send_replace(Report {
+            connected: true,
+            error: String::new(),
+            managers,
+        });
     }
 }
 
@@ -203,8 +216,12 @@ fn send(
     outgoing: &mpsc::Sender<v1::AgentMessage>,
     message: v1::agent_message::Message,
 ) -> Result<(), SessionError> {
-    let message = v1::AgentMessage { message: Some(message) };
-    outgoing.try_send(message).map_err(|_| SessionError::Stalled)
+    let message = v1::AgentMessage {
+        message: Some(message),
+    };
+    outgoing
+        .try_send(message)
+        .map_err(|_| SessionError::Stalled)
 }
 
 /// What of `statuses` is not in `reported` yet, in messages of bounded size; and notes it there.
@@ -223,6 +240,8 @@ fn status_updates(
     reported.clone_from(statuses);
     entries
         .chunks(STATUSES_PER_MESSAGE)
-        .map(|entries| v1::TaskStatusUpdate { entries: entries.to_vec() })
+        .map(|entries| v1::TaskStatusUpdate {
+            entries: entries.to_vec(),
+        })
         .collect()
 }

@@ -24,7 +24,10 @@ pub(crate) fn desired_network(
             vtep: this.data_path_address,
             ingress: this.ingress_address.into(),
         },
-        network: IngressNetwork { vni: ingress.vni.0, subnet: IpNet::V4(ingress.subnet) },
+        network: IngressNetwork {
+            vni: ingress.vni.0,
+            subnet: IpNet::V4(ingress.subnet),
+        },
         peers: assigned
             .peers
             .iter()
@@ -56,9 +59,7 @@ pub(crate) fn desired_network(
     })
 }
 
-fn services(
-    assigned: &Assigned,
-) -> BTreeMap<swarm_model::ServiceId, network::Service> {
+fn services(assigned: &Assigned) -> BTreeMap<swarm_model::ServiceId, network::Service> {
     let mut backends: BTreeMap<_, Vec<Backend>> = BTreeMap::new();
     for endpoint in assigned.endpoints.values() {
         let weight = match endpoint.balanced {
@@ -66,8 +67,14 @@ fn services(
             Balanced::Yes => 1,
             Balanced::NoMore => 0,
         };
-        let backend = Backend { address: endpoint.address.into(), weight };
-        backends.entry(&endpoint.service_id).or_default().push(backend);
+        let backend = Backend {
+            address: endpoint.address.into(),
+            weight,
+        };
+        backends
+            .entry(&endpoint.service_id)
+            .or_default()
+            .push(backend);
     }
     assigned
         .services

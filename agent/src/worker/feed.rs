@@ -62,7 +62,9 @@ impl NetworkFeed {
                     local.insert(id.clone(), address);
                 }
             }
-            let Some(desired) = desired_network(&assigned, &self.node_id, &local) else { continue };
+            let Some(desired) = desired_network(&assigned, &self.node_id, &local) else {
+                continue;
+            };
             revision += 1;
             handed = Some((revision, (assigned.session, assigned.generation)));
             self.network.apply(Arc::new(desired), revision);
@@ -72,7 +74,10 @@ impl NetworkFeed {
 
 /// What is wrong, in words; empty when nothing is.
 fn words(applied: &Applied) -> String {
-    let failures = applied.failures.iter().map(|failure| error_text(failure.as_ref()));
+    let failures = applied
+        .failures
+        .iter()
+        .map(|failure| error_text(failure.as_ref()));
     let problems = applied.problems.iter().map(ToString::to_string);
     failures.chain(problems).collect::<Vec<_>>().join("; ")
 }

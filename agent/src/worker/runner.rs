@@ -55,7 +55,9 @@ pub(super) struct Runner {
 
 /// The wall clock, in the swarm's unit.
 pub(super) fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -96,13 +98,17 @@ impl Runner {
                 }
                 Step::Start => self.start(&task).await,
                 Step::ReportRunning => {
-                    self.report(TaskState::Running, "started", String::new(), None).await;
+                    self.report(TaskState::Running, "started", String::new(), None)
+                        .await;
                     Ok(())
                 }
                 Step::AwaitEnd(until) => self.await_end(&task, until).await,
                 Step::AskToStop => {
                     asked_to_stop = Some(view.now);
-                    self.runtime.signal(&task.id, Signal::Stop).await.map_err(words)
+                    self.runtime
+                        .signal(&task.id, Signal::Stop)
+                        .await
+                        .map_err(words)
                 }
                 Step::Kill => self.kill(&task).await,
                 Step::Finish(end) => {
@@ -129,7 +135,8 @@ impl Runner {
                     return;
                 }
                 Err(error) => {
-                    self.report(TaskState::Failed, "given up", error, None).await;
+                    self.report(TaskState::Failed, "given up", error, None)
+                        .await;
                     failures = 0;
                 }
             }
@@ -157,11 +164,11 @@ impl Runner {
 
     /// Network, image, container. Given up as soon as the task is not wanted any more.
     async fn prepare(&mut self, task: &Task) {
-        self.report(TaskState::Preparing, "preparing", String::new(), None).await;
+        self.report(TaskState::Preparing, "preparing", String::new(), None)
+            .await;
         let mut wanted = self.task.clone();
-        let unwanted = wanted.wait_for(|task| {
-            task.desired_state >= swarm_model::DesiredState::Shutdown
-        });
+        let unwanted =
+            wanted.wait_for(|task| task.desired_state >= swarm_model::DesiredState::Shutdown);
         let (runtime, network) = (self.runtime.clone(), self.network.clone());
         let result = tokio::select! {
             result = make_container(&*runtime, &*network, task) => result,
@@ -170,9 +177,13 @@ impl Runner {
         match result {
             Ok(()) => {
                 self.container = Some(ContainerState::Created);
-                self.report(TaskState::Starting, "starting", String::new(), None).await;
+                self.report(TaskState::Starting, "starting", String::new(), None)
+                    .await;
             }
-            Err(error) => self.report(TaskState::Rejected, "preparing failed", error, None).await,
+            Err(error) => {
+                self.report(TaskState::Rejected, "preparing failed", error, None)
+                    .await
+            }
         }
     }
 
@@ -187,7 +198,8 @@ impl Runner {
                 | RuntimeError::InvalidContainer { .. }
                 | RuntimeError::ProcessLost { .. }),
             ) => {
-                self.report(TaskState::Failed, "starting failed", words(error), None).await;
+                self.report(TaskState::Failed, "starting failed", words(error), None)
+                    .await;
                 Ok(())
             }
             Err(error) => Err(words(error)),
@@ -213,19 +225,25 @@ impl Runner {
     }
 
     async fn kill(&mut self, task: &Task) -> Result<(), String> {
-        self.runtime.signal(&task.id, Signal::Kill).await.map_err(words)?;
-        self.await_end(task, Some(now().after(RETRY_INTERVAL))).await
+        self.runtime
+            .signal(&task.id, Signal::Kill)
+            .await
+            .map_err(words)?;
+        self.await_end(task, Some(now().after(RETRY_INTERVAL)))
+            .await
     }
 
     async fn finish(&mut self, end: End) {
         let code = |exit: u32| i32::try_from(exit).ok();
         match end {
             End::Complete => {
-                self.report(TaskState::Complete, "finished", String::new(), Some(0)).await;
+                self.report(TaskState::Complete, "finished", String::new(), Some(0))
+                    .await;
             }
             End::Shutdown(exit) => {
                 let exit = exit.and_then(|exit| code(exit.code));
-                self.report(TaskState::Shutdown, "shutdown", String::new(), exit).await;
+                self.report(TaskState::Shutdown, "shutdown", String::new(), exit)
+                    .await;
             }
             End::Failed(exit) => {
                 let error = if exit.oom_killed {
@@ -233,11 +251,13 @@ impl Runner {
                 } else {
                     format!("task: non-zero exit ({})", exit.code)
                 };
-                self.report(TaskState::Failed, "finished", error, code(exit.code)).await;
+                self.report(TaskState::Failed, "finished", error, code(exit.code))
+                    .await;
             }
             End::Lost => {
                 let error = "its process is gone without an exit status; was the host restarted?";
-                self.report(TaskState::Failed, "lost", error.to_owned(), None).await;
+                self.report(TaskState::Failed, "lost", error.to_owned(), None)
+                    .await;
             }
         }
     }
@@ -255,14 +275,24 @@ impl Runner {
         exit_code: Option<i32>,
     ) {
         if error.len() > ERROR_TEXT_MAX {
-            let end = (0..=ERROR_TEXT_MAX).rev().find(|end| error.is_char_boundary(*end));
+            let end = (0..=ERROR_TEXT_MAX)
+                .rev()
+                .find(|end| error.is_char_boundary(*end));
             error.truncate(end.unwrap_or(0));
         }
-        self.status =
-            TaskStatus { state, since: now(), message: message.to_owned(), error, exit_code };
+        self.status = TaskStatus {
+            state,
+            since: now(),
+            message: message.to_owned(),
+            error,
+            exit_code,
+        };
         let id = self.task.borrow().id.clone();
         // The receiver is only gone when the agent is stopping.
-        let _ = self.progress.send(Progress::Status(id, self.status.clone())).await;
+        let _ = self
+            .progress
+            .send(Progress::Status(id, self.status.clone()))
+            .await;
     }
 }
 
@@ -287,7 +317,9 @@ fn container_of(task: &Task, netns_path: PathBuf) -> TaskContainer {
     let resources = task.spec.resources;
     let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let hostname = filled(&spec.hostname).unwrap_or_else(|| task.id.short().to_owned());
-    let address = task.ingress_address.map_or("127.0.1.1".to_owned(), |a| a.to_string());
+    let address = task
+        .ingress_address
+        .map_or("127.0.1.1".to_owned(), |a| a.to_string());
     let mut labels = spec.labels.clone();
     labels.insert(LABEL_SERVICE_NAME.to_owned(), task.service_name.clone());
     TaskContainer {

@@ -129,7 +129,11 @@ mod tests {
     const RUNNING: Option<ContainerState> = Some(ContainerState::Running { pid: 1 });
 
     fn exit(code: u32) -> ExitStatus {
-        ExitStatus { code, finished_at: SystemTime::UNIX_EPOCH, oom_killed: false }
+        ExitStatus {
+            code,
+            finished_at: SystemTime::UNIX_EPOCH,
+            oom_killed: false,
+        }
     }
 
     fn view(
@@ -164,8 +168,18 @@ mod tests {
             (Run, RUNNING, Running, Step::AwaitEnd(None)),
             (Draining, RUNNING, Running, Step::AwaitEnd(None)),
             (Run, stopped(0), Running, Step::Finish(End::Complete)),
-            (Run, stopped(3), Starting, Step::Finish(End::Failed(exit(3)))),
-            (Shutdown, stopped(3), Running, Step::Finish(End::Shutdown(Some(exit(3))))),
+            (
+                Run,
+                stopped(3),
+                Starting,
+                Step::Finish(End::Failed(exit(3))),
+            ),
+            (
+                Shutdown,
+                stopped(3),
+                Running,
+                Step::Finish(End::Shutdown(Some(exit(3)))),
+            ),
             (Run, lost, Running, Step::Finish(End::Lost)),
             (Shutdown, lost, Running, Step::Finish(End::Lost)),
             (Shutdown, None, Accepted, Step::Finish(End::Shutdown(None))),

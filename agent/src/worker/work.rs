@@ -179,10 +179,12 @@ impl Worker {
 
 /// The status that a task starts with here: what the manager last heard, and at least `accepted`.
 fn adopted_status(task: &Task, container: Option<ContainerState>) -> TaskStatus {
-    if task.status.state > TaskState::Accepted && (container.is_some() || {
-        // It ran and its container is gone: the runner finds that out from the state.
-        task.status.state >= TaskState::Running
-    }) {
+    if task.status.state > TaskState::Accepted
+        && (container.is_some() || {
+            // It ran and its container is gone: the runner finds that out from the state.
+            task.status.state >= TaskState::Running
+        })
+    {
         return task.status.clone();
     }
     TaskStatus {

@@ -238,6 +238,13 @@ pub struct Service {
     pub pending_delete: bool,
 }
 
+impl Service {
+    /// Whether clients outside reach it: it has published ports.
+    pub fn is_published(&self) -> bool {
+        !self.endpoint.ports.is_empty()
+    }
+}
+
 /// What the swarm allocated for a service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -276,7 +283,7 @@ pub struct Task {
     pub not_before: Timestamp,
     /// What is observed of it; written by its node's agent.
     pub status: TaskStatus,
-    /// Its address on the ingress network, once allocated; none for a service without ports.
+    /// Its address on the ingress network, once allocated.
     pub ingress_address: Option<Ipv4Addr>,
 }
 

@@ -162,8 +162,6 @@ fn allocate_task(
     let mut next = task.clone();
     let error = if !service.endpoint.error.is_empty() {
         service.endpoint.error.clone()
-    } else if service.endpoint.ports.is_empty() {
-        String::new()
     } else {
         next.ingress_address = addresses.next();
         if next.ingress_address.is_some() {

@@ -202,7 +202,10 @@ fn endpoints(state: &State) -> Vec<Endpoint> {
 fn endpoint(state: &State, task: &Task) -> Option<(Endpoint, bool)> {
     let address = task.ingress_address?;
     let node = state.node(task.node_id.as_ref()?)?;
-    if task.status.state.is_terminal() {
+    let published = state
+        .service(&task.service_id)
+        .is_some_and(|service| service.is_published());
+    if !published || task.status.state.is_terminal() {
         return None;
     }
     let serving =

@@ -39,7 +39,11 @@ pub(super) fn advance(
 ) -> Option<Task> {
     let now = batch.now();
     let lost = is_lost(state, task);
-    let desired = next_desired(task, goal, lost, drained, batch);
+    let published = state
+        .service(&task.service_id)
+        .is_some_and(|service| service.is_published());
+    let serving = task.status.state == TaskState::Running && published && !lost;
+    let desired = next_desired(task, goal, serving, drained, batch);
     // A task without a node never was: there is nothing to remember.
     let desired = if desired == DesiredState::Shutdown && task.node_id.is_none() {
         DesiredState::Remove
@@ -64,7 +68,7 @@ pub(super) fn advance(
 fn next_desired(
     task: &Task,
     goal: Goal,
-    lost: bool,
+    serving: bool,
     drained: &BTreeSet<TaskId>,
     batch: &mut Batch,
 ) -> DesiredState {
@@ -72,8 +76,6 @@ fn next_desired(
         Goal::Keep | Goal::Shutdown => DesiredState::Shutdown,
         Goal::Remove => DesiredState::Remove,
     };
-    let serving =
-        task.status.state == TaskState::Running && task.ingress_address.is_some() && !lost;
     match task.desired_state {
         DesiredState::Running if goal == Goal::Keep => DesiredState::Running,
         DesiredState::Running if serving => DesiredState::Draining,

@@ -89,18 +89,14 @@ pub(crate) fn is_lost(state: &State, task: &Task) -> bool {
     node.status.state == NodeState::Down && !waits
 }
 
-/// Whether the task is what the service asks for now: made from the current template, with an
-/// address if the service publishes ports, and not on a node that is being drained. A drained node
-/// is thereby emptied by the update's own rules; swarm stops everything there at once instead.
+/// Whether the task is what the service asks for now: made from the current template, and not on a
+/// node that is being drained. A drained node is thereby emptied by the update's own rules; swarm
+/// stops everything there at once instead.
 pub(super) fn is_current(state: &State, service: &Service, task: &Task) -> bool {
     let drained = task
         .node_id
         .as_ref()
         .and_then(|id| state.node(id))
         .is_some_and(|node| node.spec.availability == Availability::Drain);
-    let without_address = !service.endpoint.ports.is_empty()
-        && service.endpoint.error.is_empty()
-        && task.ingress_address.is_none()
-        && task.status.state > TaskState::New;
-    task.template_version == service.template_version && !drained && !without_address
+    task.template_version == service.template_version && !drained
 }

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::reboot::{RebootMode, reboot};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::{chdir, getpid, pivot_root, sethostname};
 
@@ -122,14 +122,23 @@ fn prepare(place: &Place) -> Result<()> {
         let output = run(command.arg("-a").args(MODULES), b"", DEFAULT_DEADLINE)?;
         eprint!("{}", output.stderr);
     }
-    sethostname("lab")?;
-    setrlimit(Resource::RLIMIT_NOFILE, MAX_OPEN_FILES, MAX_OPEN_FILES)?;
-    setrlimit(Resource::RLIMIT_MEMLOCK, u64::MAX, u64::MAX)?;
+    sethostname("lab").context("cannot set the host name")?;
+    raise_limit(Resource::RLIMIT_NOFILE, MAX_OPEN_FILES)?;
+    raise_limit(Resource::RLIMIT_MEMLOCK, u64::MAX)?;
     must("ip", &["link", "set", "lo", "up"])?;
     if let Place::Machine = place {
         must("ip", &["link", "set", "eth0", "name", "door"])?;
         must("ip", &["addr", "add", DOOR_ADDRESS, "dev", "door"])?;
         must("ip", &["link", "set", "door", "up"])?;
+    }
+    Ok(())
+}
+
+/// Raises a limit, or as far as this machine lets us.
+fn raise_limit(resource: Resource, wanted: u64) -> Result<()> {
+    if setrlimit(resource, wanted, wanted).is_err() {
+        let (_, hard) = getrlimit(resource)?;
+        setrlimit(resource, hard, hard).with_context(|| format!("cannot raise {resource:?}"))?;
     }
     Ok(())
 }

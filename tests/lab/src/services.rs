@@ -71,8 +71,19 @@ fn make_registry_certificate() -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(RUN_DIR)?;
-    let (subject, name) = (format!("/CN={GATEWAY}"), format!("subjectAltName=IP:{GATEWAY}"));
-    let fixed = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    let (subject, name) = (
+        format!("/CN={GATEWAY}"),
+        format!("subjectAltName=IP:{GATEWAY}"),
+    );
+    let fixed = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+    ];
     let mut arguments = fixed.to_vec();
     arguments.extend(["-days", "30", "-subj", &subject, "-addext", &name]);
     arguments.extend(["-keyout", REGISTRY_KEY, "-out", REGISTRY_CERTIFICATE]);
