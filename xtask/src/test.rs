@@ -1,8 +1,9 @@
 //! `cargo xtask test`: everything, or one part of it.
 //!
 //! * `unit`: what needs nothing but this machine.
-//! * `kernel`: tests marked `#[ignore = "kernel: ..."]` of the packages that talk to the kernel,
-//!   run as root in the lab's first namespace, where they make namespaces of their own.
+//! * `kernel`: the tests of the packages that talk to the kernel, run as root in the lab's first
+//!   namespace, where they make namespaces of their own. Natively those that find no root or no
+//!   IPVS skip themselves; here a skip is a failure.
 //! * `lab`: whole clusters, `tests/lab/tests/*.rs`, run inside the lab.
 
 use std::fs;
@@ -12,6 +13,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+use swarm_lab::services;
 
 use crate::lab::{ExecOptions, Lab, UpOptions, replace};
 use crate::process::{create_log, describe, shown};
@@ -19,7 +21,10 @@ use crate::progress::{step, tail};
 use crate::setup::{self, Scope};
 use crate::workspace::Workspace;
 
-/// Packages whose ignored tests need a kernel with everything.
+/// Makes a test fail that would skip itself for want of root or of something in the kernel.
+const REQUIRE: [&str; 2] = ["SWARM_TEST_REQUIRE_KERNEL", "SWARM_TEST_REQUIRE_IPVS"];
+
+/// Packages with tests that need a kernel with everything.
 const KERNEL_PACKAGES: [&str; 2] = ["swarm-agent", "swarm-ipvs"];
 
 /// Package with the tests of whole clusters.
@@ -97,22 +102,15 @@ pub(crate) fn run(workspace: &Workspace, args: &TestArgs) -> Result<()> {
         let mut programs = Vec::new();
         if wants(Part::Kernel) {
             let built = build_tests(workspace, &KERNEL_PACKAGES)?;
-            programs.extend(built.into_iter().map(|program| (program, "--ignored")));
+            programs.extend(built);
         }
         if wants(Part::Lab) {
             let built = build_tests(workspace, &[LAB_PACKAGE])?;
-            let clusters = built.into_iter().filter(|program| program.is_integration);
-            programs.extend(clusters.map(|program| (program, "--nocapture")));
+            programs.extend(built.into_iter().filter(|program| program.is_integration));
         }
         let lab = Lab::borrow(workspace, &options, args.keep)?;
-        for (program, option) in &programs {
-            verdicts.push(in_lab(
-                workspace,
-                &lab,
-                program,
-                option,
-                args.filter.as_deref(),
-            )?);
+        for program in &programs {
+            verdicts.push(in_lab(workspace, &lab, program, args.filter.as_deref())?);
         }
     }
     summary(&verdicts)
@@ -208,7 +206,6 @@ fn in_lab(
     workspace: &Workspace,
     lab: &Lab,
     program: &Program,
-    option: &str,
     filter: Option<&str>,
 ) -> Result<Verdict> {
     println!("==> {} (in the lab)", program.name);
@@ -216,12 +213,11 @@ fn in_lab(
     let tests = workspace.lab_dir().join("share/tests");
     replace(&program.path, &tests.join(&name))?;
     let inside = format!("{}/tests/{name}", swarm_lab::SHARE_DIR);
-    let mut argv = vec![inside.as_str(), "--test-threads=1", "--color=never", option];
+    let mut argv = vec![inside.as_str(), "--test-threads=1", "--color=never"];
     argv.extend(filter);
     let mut text = Vec::new();
-    let env = vec![("RUST_BACKTRACE".into(), "1".into())];
     let options = ExecOptions {
-        env,
+        env: environment(),
         ..ExecOptions::default()
     };
     let code = lab.stream(None, &argv, options, |_, bytes| {
@@ -242,6 +238,20 @@ fn in_lab(
         failed,
         is_ok: code == 0,
     })
+}
+
+/// What tests in the lab are told about it.
+fn environment() -> Vec<(String, String)> {
+    let mut environment = vec![
+        ("RUST_BACKTRACE", "1"),
+        ("SWARM_TEST_CONTAINERD", services::CONTAINERD_SOCKET),
+        ("SWARM_TEST_REGISTRY_CA", services::AUTHORITY_DIR),
+    ];
+    environment.extend(REQUIRE.map(|name| (name, "1")));
+    environment
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
 }
 
 /// Copies the lab's logs to where the next boot leaves them alone.

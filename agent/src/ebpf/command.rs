@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nix::net::if_::if_nametoindex;
 
-use super::{Mesh, Program};
+use super::{Mesh, Program, ServiceStats};
 
 /// Arguments of `swarm-agent ebpf`.
 #[derive(Debug, clap::Args)]
@@ -33,6 +33,8 @@ enum Verb {
     },
     /// Load every program, print what the kernel says of it, and free it again
     Verify,
+    /// Print what the programs that use the maps there have counted
+    Counters,
 }
 
 /// Runs `swarm-agent ebpf ...`. A program that the kernel refuses is an error with the verifier's
@@ -42,6 +44,7 @@ pub(crate) fn run(args: &EbpfArgs) -> Result<()> {
         Verb::Load { iface } => load(&args.pin_dir, iface),
         Verb::Unload { iface } => unload(&args.pin_dir, iface),
         Verb::Verify => verify(&args.pin_dir),
+        Verb::Counters => counters(&args.pin_dir),
     }
 }
 
@@ -68,6 +71,18 @@ fn unload(pin_dir: &Path, iface: &str) -> Result<()> {
 fn verify(pin_dir: &Path) -> Result<()> {
     describe(&Mesh::load(pin_dir)?)?;
     Mesh::remove_pins(pin_dir)?;
+    Ok(())
+}
+
+fn counters(pin_dir: &Path) -> Result<()> {
+    let mesh = Mesh::load(pin_dir)?;
+    println!("flows remembered: {}", mesh.flow_count());
+    for (counter, count) in mesh.counters()? {
+        println!("{counter:?}: {count}");
+    }
+    for (service, ServiceStats { packets, bytes }) in mesh.service_stats()? {
+        println!("service {service}: {packets} packets, {bytes} bytes");
+    }
     Ok(())
 }
 

@@ -260,7 +260,13 @@ impl Mesh {
         })
     }
 
+    /// How many flows are remembered; near the map's size, the oldest are forgotten.
+    pub(crate) fn flow_count(&self) -> usize {
+        self.flow.keys().filter(Result::is_ok).count()
+    }
+
     /// Where answers of that flow go; nothing when it is not known.
+    #[cfg(test)]
     pub(crate) fn flow(&self, key: &FlowKey) -> Result<Option<FlowValue>, MeshError> {
         match self.flow.get(key, 0) {
             Ok(value) => Ok(Some(value)),
@@ -320,6 +326,7 @@ impl Mesh {
         })
     }
 
+    #[cfg(test)]
     /// Whether this very program is at its hook, and not an earlier agent's or none.
     pub(crate) fn is_attached(&self, program: Program, ifindex: u32) -> Result<bool, MeshError> {
         Ok(Self::attached_program_id(program, ifindex)? == Some(self.program_id(program)?))

@@ -35,8 +35,8 @@ pub(crate) enum ConnectError {
     Netlink(#[from] NetlinkError),
 }
 
-/// A namespace and a socket in it. Requests that find their work done succeed, but for the making of
-/// links.
+/// A namespace and a socket in it. Requests that find their work done succeed, but for the making
+/// of links.
 #[derive(Debug)]
 pub(super) struct Connection {
     /// The namespace.

@@ -1,4 +1,5 @@
-//! What the worker asks of this node's networks. Plain data: compared, cloned, never shared mutably.
+//! What the worker asks of this node's networks. Plain data: compared and cloned, never shared
+//! mutably.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -7,21 +7,21 @@
 //!                            └──────────────────<────────────────────────────┘
 //! ```
 //!
-//! * [`desired`] is what the worker asks for, [`model`] the kernel as data, [`op`] the operations on
-//!   it and [`effect`] what they do to it. [`wanted`] turns what is desired into a kernel, [`plan`]
-//!   finds the operations between two kernels. All of that is pure.
+//! * [`desired`] is what the worker asks for, [`model`] the kernel as data, [`op`] the operations
+//!   on it and [`effect`] what they do to it. [`wanted`] turns what is desired into a kernel,
+//!   [`plan`] finds the operations between two kernels. All of that is pure.
 //! * [`observe`] reads the kernel, [`execute`] carries operations out, both through the sockets in
 //!   [`kernel`]. [`pass`] is one round of it all, [`reconcile`] decides when there is one.
 //!
 //! Invariants:
 //! * Everything found at a start is adopted. Nothing is flushed and rebuilt, no connection is lost.
-//! * What is not ours is never touched. Ours are: namespaces under `<run-dir>/netns` named `ingress`
-//!   and `task-*` with what the tables below name in them, links `sw-*` in the host's namespace, and
-//!   filters that run our programs.
+//! * What is not ours is never touched. Ours are the namespaces `ingress` and `task-*` under
+//!   `<run-dir>/netns` (of the latter only what [`wanted`] lists), links `sw-*` in the host's
+//!   namespace, and the places of our programs on its links.
 //! * Any prefix of a plan is safe: a port is published last and withdrawn first.
 //!
 //! Deliberately absent: anything that runs another program, and any state between two passes but
-//! open sockets. Address families: every type takes IPv6 addresses; [`observe`] and [`wanted`] deal
+//! open sockets and what was last written into the eBPF maps. Address families: every type takes IPv6 addresses; [`observe`] and [`wanted`] deal
 //! with IPv4 alone so far.
 
 mod connection;

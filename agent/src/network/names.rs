@@ -27,8 +27,8 @@ pub(super) const INGRESS_NETNS: &str = "ingress";
 pub(super) const TASK_NETNS_PREFIX: &str = "task-";
 
 /// Next hop of the ingress namespace's default route: an address that only stands for the host end
-/// of the veth pair, in the link-local range (RFC 3927), where nothing routed can lie. The host does
-/// not carry it; a permanent neighbour entry says which MAC address it has.
+/// of the veth pair, in the link-local range (RFC 3927), where nothing routed can lie. The host
+/// does not carry it; a permanent neighbour entry says which MAC address it has.
 pub(super) const EGRESS_GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 1));
 /// Gives `e1` a MAC address by the same rule as everything else; no interface carries it either.
 pub(super) const EGRESS_LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 2));

@@ -26,8 +26,8 @@ use super::names::NETNS_DIR;
 use super::pass::Pass;
 use super::wanted::Problem;
 
-/// Between two passes without an event. IPVS and eBPF tell nobody when they change: what an operator
-/// breaks there is put right within this time.
+/// Between two passes without an event. IPVS and eBPF tell nobody when they change: what an
+/// operator breaks there is put right within this time.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Changes in the kernel come in bursts: this long after the first of them a pass begins.
@@ -224,7 +224,8 @@ impl Reconciler {
 
     /// Makes the namespace of a local task and connects it to the ingress network, and returns
     /// where it is mounted. The task counts as desired from here until it is
-    /// [released](Self::release_task), also when the desired state does not list it yet. Repeatable.
+    /// [released](Self::release_task), also when the desired state does not list it yet.
+    /// Repeatable.
     pub(crate) async fn prepare_task(
         &self,
         task: &TaskId,

@@ -1,5 +1,5 @@
-//! The networks of whole nodes on this machine's kernel, each node in namespaces of its own; checked
-//! with `ip`, `bridge` and `tc`.
+//! The networks of whole nodes on this machine's kernel, each node in namespaces of its own;
+//! checked with `ip`, `bridge` and `tc`.
 //!
 //! They need root and are skipped without, loudly; `SWARM_TEST_REQUIRE_KERNEL=1` makes a skip a
 //! failure. What needs IPVS is skipped where the kernel has none; `SWARM_TEST_REQUIRE_IPVS=1`
@@ -180,7 +180,7 @@ async fn a_second_pass_finds_nothing_to_do() {
     assert_eq!(pass(), Vec::<String>::new());
 }
 
-/// One way to break something: in the host's (`h`), the ingress (`i`) or the task's namespace (`t`).
+/// Ways to break something in the host's (`h`), the ingress (`i`) or the task's namespace (`t`).
 const DAMAGES: &[(&str, &str)] = &[
     ("i", "ip link del vx0"),
     ("i", "ip link del br0"),

@@ -99,14 +99,7 @@ impl Active {
             assigned: assigned.subscribe(),
             statuses: statuses.clone(),
         };
-        let (worker_stop, worker_problem) = (stop.clone(), problem.clone());
-        tasks.spawn(async move {
-            if let Err(error) = worker.run(worker_stop).await {
-                let text = crate::error_text(&error);
-                tracing::error!(error = text, "no tasks can run on this node");
-                worker_problem.send_replace(text);
-            }
-        });
+        tasks.spawn(worker.run(stop.clone()));
         tasks.spawn(stopping(
             &stop,
             keep_assigned(state.clone(), assigned.subscribe()),

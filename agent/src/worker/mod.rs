@@ -10,10 +10,13 @@
 //! * A task's network is ready before its container starts, and goes after its container did.
 //! * What runs when the agent starts is adopted, not restarted.
 
+mod clock;
 mod desired_network;
 mod feed;
 mod runner;
 mod step;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub(crate) use feed::NetworkFeed;

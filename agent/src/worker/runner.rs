@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use swarm_model::{ContainerSpec, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use tokio::sync::{mpsc, watch};
 
+use super::clock::Clock;
 use super::step::{End, Step, TaskView, next_step};
 use crate::runtime::{
     ContainerState, LABEL_SERVICE_NAME, Runtime, RuntimeError, Signal, TaskContainer,
@@ -43,6 +44,7 @@ pub(super) enum Progress {
 
 /// Runs one task.
 pub(super) struct Runner {
+    pub(super) clock: Clock,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) network: Arc<dyn TaskNetwork>,
     /// The task as assigned; changes when something else is wanted of it.
@@ -51,14 +53,6 @@ pub(super) struct Runner {
     /// The container found when the agent started; none for a new task.
     pub(super) container: Option<ContainerState>,
     pub(super) status: TaskStatus,
-}
-
-/// The wall clock, in the swarm's unit.
-pub(super) fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Runner {
@@ -82,7 +76,7 @@ impl Runner {
                     container: self.container,
                     asked_to_stop,
                     grace,
-                    now: now(),
+                    now: self.clock.now(),
                 }
             };
             let step = next_step(&view);
@@ -92,10 +86,7 @@ impl Runner {
                     self.wait_until(Some(time)).await;
                     Ok(())
                 }
-                Step::Prepare => {
-                    self.prepare(&task).await;
-                    Ok(())
-                }
+                Step::Prepare => self.prepare(&task).await,
                 Step::Start => self.start(&task).await,
                 Step::ReportRunning => {
                     self.report(TaskState::Running, "started", String::new(), None)
@@ -147,7 +138,7 @@ impl Runner {
     async fn wait_until(&mut self, time: Option<Timestamp>) {
         let pause = async {
             match time {
-                Some(time) => tokio::time::sleep(time.since(now())).await,
+                Some(time) => tokio::time::sleep(time.since(self.clock.now())).await,
                 None => std::future::pending().await,
             }
         };
@@ -162,27 +153,33 @@ impl Runner {
         }
     }
 
-    /// Network, image, container. Given up as soon as the task is not wanted any more.
-    async fn prepare(&mut self, task: &Task) {
-        self.report(TaskState::Preparing, "preparing", String::new(), None)
-            .await;
+    /// Network, image, container. Given up as soon as the task is not wanted any more; repeated
+    /// when the runtime or the network was not there for a moment.
+    async fn prepare(&mut self, task: &Task) -> Result<(), String> {
+        if self.status.state < TaskState::Preparing {
+            self.report(TaskState::Preparing, "preparing", String::new(), None)
+                .await;
+        }
         let mut wanted = self.task.clone();
         let unwanted =
             wanted.wait_for(|task| task.desired_state >= swarm_model::DesiredState::Shutdown);
         let (runtime, network) = (self.runtime.clone(), self.network.clone());
         let result = tokio::select! {
             result = make_container(&*runtime, &*network, task) => result,
-            _ = unwanted => return,
+            _ = unwanted => return Ok(()),
         };
         match result {
             Ok(()) => {
                 self.container = Some(ContainerState::Created);
                 self.report(TaskState::Starting, "starting", String::new(), None)
                     .await;
+                Ok(())
             }
-            Err(error) => {
+            Err(Unprepared::ForNow(error)) => Err(error),
+            Err(Unprepared::ForGood(error)) => {
                 self.report(TaskState::Rejected, "preparing failed", error, None)
-                    .await
+                    .await;
+                Ok(())
             }
         }
     }
@@ -229,7 +226,7 @@ impl Runner {
             .signal(&task.id, Signal::Kill)
             .await
             .map_err(words)?;
-        self.await_end(task, Some(now().after(RETRY_INTERVAL)))
+        self.await_end(task, Some(self.clock.now().after(RETRY_INTERVAL)))
             .await
     }
 
@@ -282,7 +279,7 @@ impl Runner {
         }
         self.status = TaskStatus {
             state,
-            since: now(),
+            since: self.clock.now(),
             message: message.to_owned(),
             error,
             exit_code,
@@ -296,20 +293,39 @@ impl Runner {
     }
 }
 
+/// Why a task has no container.
+enum Unprepared {
+    /// The same may succeed in a moment, with nobody changing the service.
+    ForNow(String),
+    /// The task is at fault, or something that a person has to mend.
+    ForGood(String),
+}
+
+impl From<RuntimeError> for Unprepared {
+    fn from(error: RuntimeError) -> Self {
+        if error.is_temporary() {
+            Self::ForNow(words(error))
+        } else {
+            Self::ForGood(words(error))
+        }
+    }
+}
+
 async fn make_container(
     runtime: &dyn Runtime,
     network: &dyn TaskNetwork,
     task: &Task,
-) -> Result<(), String> {
+) -> Result<(), Unprepared> {
     let (netns_path, pulled) = tokio::join!(
         network.prepare(task),
         runtime.pull(&task.spec.container.image),
     );
-    if let Some(stale) = pulled.map_err(words)?.stale {
+    if let Some(stale) = pulled?.stale {
         tracing::warn!(task = %task.id, error = %stale, "using the node's own copy of the image");
     }
-    let container = container_of(task, netns_path?);
-    runtime.create(&container).await.map_err(words)
+    // The network is this node's own affair, and level-triggered: it comes.
+    let netns_path = netns_path.map_err(Unprepared::ForNow)?;
+    Ok(runtime.create(&container_of(task, netns_path)).await?)
 }
 
 fn container_of(task: &Task, netns_path: PathBuf) -> TaskContainer {

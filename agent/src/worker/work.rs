@@ -1,19 +1,25 @@
 //! Owns the runners.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use swarm_model::{DesiredState, Task, TaskId, TaskState, TaskStatus};
+use swarm_model::{DesiredState, Task, TaskId, TaskState, TaskStatus, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::runner::{Progress, Runner, TaskNetwork, now};
-use crate::runtime::{ContainerState, Runtime, RuntimeError};
+use super::clock::Clock;
+use super::runner::{Progress, Runner, TaskNetwork};
+use crate::error_text;
+use crate::runtime::{ContainerState, Runtime};
 use crate::session::Assigned;
 
 /// Runners wait here for the worker, which only notes what they say.
 const PROGRESS_MAX: usize = 256;
+
+/// Pause before the runtime is asked again which containers there are.
+const LIST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs the tasks assigned to this node.
 pub(crate) struct Worker {
@@ -25,171 +31,180 @@ pub(crate) struct Worker {
     pub(crate) statuses: watch::Sender<Arc<BTreeMap<TaskId, TaskStatus>>>,
 }
 
-/// Why the worker ended.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum WorkerEnd {
-    #[error("cannot see which containers run on this node")]
-    Runtime(#[from] RuntimeError),
-}
-
-/// A task with a runner.
-struct Held {
-    task: watch::Sender<Arc<Task>>,
-}
-
 impl Worker {
     /// Until `stop`; containers run on.
-    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), WorkerEnd> {
-        let mut containers: BTreeMap<TaskId, ContainerState> = self
-            .runtime
-            .list()
-            .await?
-            .into_iter()
-            .map(|container| (container.task_id, container.state))
-            .collect();
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let containers = tokio::select! {
+            containers = self.containers() => containers,
+            () = stop.cancelled() => return,
+        };
         let (sender, mut progress) = mpsc::channel(PROGRESS_MAX);
-        let mut held: BTreeMap<TaskId, Held> = BTreeMap::new();
-        let mut statuses: BTreeMap<TaskId, TaskStatus> = BTreeMap::new();
-        // Ended tasks keep their status until the manager drops the task.
-        let mut runners = JoinSet::new();
+        let mut roster = Roster {
+            runtime: self.runtime,
+            network: self.network,
+            clock: Clock::start(),
+            containers,
+            runners: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            progress: sender,
+            tasks: JoinSet::new(),
+        };
         self.assigned.mark_changed();
         loop {
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return,
                 changed = self.assigned.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return;
                     }
                     let assigned = self.assigned.borrow_and_update().clone();
-                    if assigned.generation == 0 {
-                        continue;
+                    // Nothing was ever heard: what runs is left alone.
+                    if assigned.generation > 0 {
+                        roster.take(&assigned);
                     }
-                    self.take(&assigned, &mut held, &mut statuses, &mut containers,
-                        &sender, &mut runners);
-                    self.publish(&statuses);
                 }
-                Some(message) = progress.recv() => {
-                    match message {
-                        Progress::Status(id, status) => {
-                            statuses.insert(id, status);
-                        }
-                        Progress::Gone(id) => {
-                            held.remove(&id);
-                            let assigned = self.assigned.borrow().tasks.contains_key(&id);
-                            if !assigned {
-                                statuses.remove(&id);
-                            }
+                Some(message) = progress.recv() => match message {
+                    Progress::Status(id, status) => {
+                        roster.statuses.insert(id, status);
+                    }
+                    Progress::Gone(id) => {
+                        roster.runners.remove(&id);
+                        if !self.assigned.borrow().tasks.contains_key(&id) {
+                            roster.statuses.remove(&id);
                         }
                     }
-                    self.publish(&statuses);
+                },
+                Some(_) = roster.tasks.join_next() => continue,
+            }
+            self.statuses.send_if_modified(|published| {
+                let changed = **published != roster.statuses;
+                if changed {
+                    *published = Arc::new(roster.statuses.clone());
                 }
-                Some(_) = runners.join_next() => {}
-            }
-        }
-    }
-
-    fn publish(&self, statuses: &BTreeMap<TaskId, TaskStatus>) {
-        self.statuses.send_if_modified(|published| {
-            let changed = **published != *statuses;
-            if changed {
-                *published = Arc::new(statuses.clone());
-            }
-            changed
-        });
-    }
-
-    /// Tells runners what is wanted now, and starts those that are missing.
-    fn take(
-        &self,
-        assigned: &Assigned,
-        held: &mut BTreeMap<TaskId, Held>,
-        statuses: &mut BTreeMap<TaskId, TaskStatus>,
-        containers: &mut BTreeMap<TaskId, ContainerState>,
-        sender: &mpsc::Sender<Progress>,
-        runners: &mut JoinSet<()>,
-    ) {
-        for (id, task) in &assigned.tasks {
-            if let Some(runner) = held.get(id) {
-                runner.task.send_replace(Arc::new(task.clone()));
-                continue;
-            }
-            let container = containers.remove(id);
-            let known = statuses.contains_key(id);
-            if known || (task.status.state.is_terminal() && container.is_none()) {
-                // It has ended, and what it left is gone.
-                continue;
-            }
-            let status = adopted_status(task, container);
-            statuses.insert(id.clone(), status.clone());
-            self.spawn(task.clone(), container, status, held, sender, runners);
-        }
-        let assigned_ids: BTreeSet<_> = assigned.tasks.keys().cloned().collect();
-        // Tasks that the manager has forgotten: those with a runner, and containers left by them.
-        for (id, runner) in held.iter() {
-            if !assigned_ids.contains(id) {
-                runner.task.send_if_modified(|task| {
-                    let changed = task.desired_state != DesiredState::Remove;
-                    if changed {
-                        let mut removed = Task::clone(task);
-                        removed.desired_state = DesiredState::Remove;
-                        *task = Arc::new(removed);
-                    }
-                    changed
-                });
-            }
-        }
-        statuses.retain(|id, _| assigned_ids.contains(id) || held.contains_key(id));
-        for (id, _) in std::mem::take(containers) {
-            let (runtime, network) = (self.runtime.clone(), self.network.clone());
-            tracing::info!(task = %id, "removing the container of a task that is not ours any more");
-            runners.spawn(async move {
-                if let Err(error) = runtime.remove(&id).await {
-                    tracing::warn!(task = %id, %error, "cannot remove a forgotten container");
-                }
-                if let Err(error) = network.release(&id).await {
-                    tracing::warn!(task = %id, error, "cannot release a forgotten network");
-                }
+                changed
             });
         }
     }
 
-    fn spawn(
-        &self,
-        task: Task,
-        container: Option<ContainerState>,
-        status: TaskStatus,
-        held: &mut BTreeMap<TaskId, Held>,
-        sender: &mpsc::Sender<Progress>,
-        runners: &mut JoinSet<()>,
-    ) {
-        let id = task.id.clone();
-        let (task, receiver) = watch::channel(Arc::new(task));
-        let runner = Runner {
-            runtime: self.runtime.clone(),
-            network: self.network.clone(),
-            task: receiver,
-            progress: sender.clone(),
-            container,
-            status,
-        };
-        held.insert(id, Held { task });
-        runners.spawn(runner.run());
+    /// What an earlier agent left running; waits for a runtime that is not there yet.
+    async fn containers(&self) -> BTreeMap<TaskId, ContainerState> {
+        loop {
+            match self.runtime.list().await {
+                Ok(containers) => {
+                    let pairs = containers
+                        .into_iter()
+                        .map(|found| (found.task_id, found.state));
+                    return pairs.collect();
+                }
+                Err(error) => {
+                    tracing::error!(error = error_text(&error), "no tasks can run on this node");
+                    tokio::time::sleep(LIST_INTERVAL).await;
+                }
+            }
+        }
     }
 }
 
-/// The status that a task starts with here: what the manager last heard, and at least `accepted`.
-fn adopted_status(task: &Task, container: Option<ContainerState>) -> TaskStatus {
-    if task.status.state > TaskState::Accepted
-        && (container.is_some() || {
-            // It ran and its container is gone: the runner finds that out from the state.
-            task.status.state >= TaskState::Running
-        })
-    {
+/// The tasks of this node and who carries them.
+struct Roster {
+    runtime: Arc<dyn Runtime>,
+    network: Arc<dyn TaskNetwork>,
+    clock: Clock,
+    /// Found at the start and not taken over yet.
+    containers: BTreeMap<TaskId, ContainerState>,
+    /// What each runner is told of its task.
+    runners: BTreeMap<TaskId, watch::Sender<Arc<Task>>>,
+    /// Kept for an ended task until the manager forgets it.
+    statuses: BTreeMap<TaskId, TaskStatus>,
+    progress: mpsc::Sender<Progress>,
+    tasks: JoinSet<()>,
+}
+
+impl Roster {
+    /// Tells runners what is wanted now, starts those that are missing, ends what is not wanted.
+    fn take(&mut self, assigned: &Assigned) {
+        for (id, task) in &assigned.tasks {
+            match self.runners.get(id) {
+                Some(runner) => {
+                    runner.send_replace(Arc::new(task.clone()));
+                }
+                None => self.start(task),
+            }
+        }
+        for (id, runner) in &self.runners {
+            if !assigned.tasks.contains_key(id) {
+                runner.send_if_modified(remove);
+            }
+        }
+        let (runners, statuses) = (&self.runners, &mut self.statuses);
+        statuses.retain(|id, _| assigned.tasks.contains_key(id) || runners.contains_key(id));
+        // What was kept on disk from an earlier start may be older than what runs: only a manager's
+        // own word ends it.
+        if assigned.session > 0 {
+            for (id, _) in std::mem::take(&mut self.containers) {
+                self.clean_up(id);
+            }
+        }
+    }
+
+    fn start(&mut self, task: &Task) {
+        let container = self.containers.remove(&task.id);
+        let known = self.statuses.contains_key(&task.id);
+        if known || (task.status.state.is_terminal() && container.is_none()) {
+            // It has ended, and what it left is gone.
+            return;
+        }
+        let status = adopted_status(task, container, self.clock.now());
+        self.statuses.insert(task.id.clone(), status.clone());
+        let (sender, receiver) = watch::channel(Arc::new(task.clone()));
+        let runner = Runner {
+            clock: self.clock,
+            runtime: self.runtime.clone(),
+            network: self.network.clone(),
+            task: receiver,
+            progress: self.progress.clone(),
+            container,
+            status,
+        };
+        self.runners.insert(task.id.clone(), sender);
+        self.tasks.spawn(runner.run());
+    }
+
+    /// Removes what a task left that no manager knows any more.
+    fn clean_up(&mut self, id: TaskId) {
+        let (runtime, network) = (self.runtime.clone(), self.network.clone());
+        tracing::info!(task = %id, "removing what a forgotten task left");
+        self.tasks.spawn(async move {
+            if let Err(error) = runtime.remove(&id).await {
+                tracing::warn!(task = %id, error = error_text(&error), "its container is left");
+            }
+            if let Err(error) = network.release(&id).await {
+                tracing::warn!(task = %id, error, "its network is left");
+            }
+        });
+    }
+}
+
+/// Marks a task as to be removed; false when it is already.
+fn remove(task: &mut Arc<Task>) -> bool {
+    let changed = task.desired_state != DesiredState::Remove;
+    if changed {
+        Arc::make_mut(task).desired_state = DesiredState::Remove;
+    }
+    changed
+}
+
+/// The status that a task starts with here: what the manager last heard while that can still be
+/// true, else `accepted`.
+fn adopted_status(task: &Task, container: Option<ContainerState>, now: Timestamp) -> TaskStatus {
+    // A task that ran and has no container is lost; the runner sees that by its status.
+    let begun = container.is_some() || task.status.state >= TaskState::Running;
+    if begun && task.status.state > TaskState::Accepted {
         return task.status.clone();
     }
     TaskStatus {
         state: TaskState::Accepted,
-        since: now(),
+        since: now,
         message: "accepted".to_owned(),
         ..TaskStatus::default()
     }

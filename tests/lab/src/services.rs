@@ -26,10 +26,14 @@ pub const REGISTRY_DATA_DIR: &str = "/var/lib/docker-registry";
 /// Port of the registry on [`GATEWAY`], TLS with [`REGISTRY_CERTIFICATE`].
 pub const REGISTRY_PORT: u16 = 5000;
 
-/// The registry's certificate, signed by itself; made anew at every boot.
-pub const REGISTRY_CERTIFICATE: &str = "/run/lab/registry.crt";
+/// Directory of an authority that containerd trusts: `ca.pem` and `ca-key.pem`, made anew at every
+/// boot. Tests that bring a registry of their own sign its certificate with it.
+pub const AUTHORITY_DIR: &str = "/run/lab/authority";
 
-const REGISTRY_KEY: &str = "/run/lab/registry.key";
+/// The authority's certificate, which signs itself and is the registry's, too.
+pub const REGISTRY_CERTIFICATE: &str = "/run/lab/authority/ca.pem";
+
+const REGISTRY_KEY: &str = "/run/lab/authority/ca-key.pem";
 
 /// Generous for emulation: both are there within two seconds.
 const START_DEADLINE: Duration = Duration::from_secs(60);
@@ -70,7 +74,7 @@ fn make_registry_certificate() -> Result<()> {
     if Path::new(REGISTRY_CERTIFICATE).exists() {
         return Ok(());
     }
-    fs::create_dir_all(RUN_DIR)?;
+    fs::create_dir_all(AUTHORITY_DIR)?;
     let (subject, name) = (
         format!("/CN={GATEWAY}"),
         format!("subjectAltName=IP:{GATEWAY}"),

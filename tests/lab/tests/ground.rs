@@ -35,10 +35,18 @@ fn every_host_is_reachable_from_the_client_and_has_its_own_name() -> Result<()> 
 fn a_pulled_cable_cuts_a_host_off_until_it_is_plugged_in_again() -> Result<()> {
     let lab = Lab::attach()?;
     let host = lab.host(1);
-    let url = format!("http://{}/v2/", services::registry());
+    let url = format!("https://{}/v2/", services::registry());
     let reach = || {
-        host.exec(&["curl", "-sSf", "--max-time", "1", &url])?
-            .success()
+        host.exec(&[
+            "curl",
+            "-sSf",
+            "--cacert",
+            services::REGISTRY_CERTIFICATE,
+            "--max-time",
+            "1",
+            &url,
+        ])?
+        .success()
     };
     wait_until(SOON, "registry from h1", reach)?;
     host.set_link(false)?;
@@ -56,10 +64,18 @@ fn a_pulled_cable_cuts_a_host_off_until_it_is_plugged_in_again() -> Result<()> {
 fn the_registry_serves_both_releases_of_the_test_image() -> Result<()> {
     let lab = Lab::attach()?;
     let digest = |tag: &str| {
-        let url = format!("http://{}/v2/web/manifests/{tag}", services::registry());
+        let url = format!("https://{}/v2/web/manifests/{tag}", services::registry());
         let accept = "Accept: application/vnd.oci.image.manifest.v1+json";
         lab.client()
-            .exec(&["curl", "-sSf", "-H", accept, &url])?
+            .exec(&[
+                "curl",
+                "-sSf",
+                "--cacert",
+                services::REGISTRY_CERTIFICATE,
+                "-H",
+                accept,
+                &url,
+            ])?
             .success()
     };
     assert_eq!(digest("latest")?, digest("1")?);

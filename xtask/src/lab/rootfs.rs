@@ -56,8 +56,11 @@ pub(crate) fn as_root(program: &str) -> Command {
         "--map-auto",
         "--mount",
         "--",
-        program,
+        "sh",
+        "-c",
     ]);
+    // Root writes to /run: QEMU's virtiofsd keeps its pid file there.
+    command.args([r#"mount -t tmpfs tmpfs /run && exec "$0" "$@""#, program]);
     command
 }
 

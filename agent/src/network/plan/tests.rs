@@ -725,7 +725,8 @@ proptest! {
                     prop_assert!(key.contains("/sw-e1h/"), "{}", op);
                 }
                 op => {
-                    let ours = !op.to_string().contains("in host") || op.to_string().contains("sw-");
+                    let text = op.to_string();
+                    let ours = !text.contains("in host") || text.contains("sw-");
                     prop_assert!(ours, "{}", op);
                 }
             }
