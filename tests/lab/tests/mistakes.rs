@@ -60,9 +60,9 @@ fn join_refused(swarm: &Swarm, token: &str, words: &[&str]) {
         .lab
         .host(3)
         .swarmctl(&["swarm", "status"])
-        .unwrap()
+        .expect("swarmctl runs")
         .success()
-        .unwrap();
+        .expect("its status");
     assert!(status.contains("inactive"), "{status}");
 }
 
