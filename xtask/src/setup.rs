@@ -107,7 +107,7 @@ const LAB_NEEDS: [Need; 5] = [
 /// Runs `cargo xtask setup`.
 ///
 /// # Errors
-/// As [`ensure`].
+/// As [`ensure()`].
 pub(crate) fn run() -> Result<()> {
     ensure(Scope::ALL)?;
     println!("everything is there");

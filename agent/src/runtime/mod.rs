@@ -1,6 +1,6 @@
 //! Containers of tasks: images, processes and their exits, behind one trait.
 //!
-//! [`Runtime`] has two drivers: [`containerd`] for a real node, and the in-memory [`fake`] that
+//! [`Runtime`] has two drivers: [`containerd`] for a real node, and the in-memory `fake` that
 //! whole simulated clusters run on. Nothing here decides whether a task should run: the worker
 //! does, and the runtime obeys.
 //!

@@ -1,7 +1,7 @@
 //! The conversation with the leading manager.
 //!
 //! [`Assigned`] is the pure part: what this node has been told, built from one complete message and
-//! the changes after it. [`run`] is the shell: it keeps a session open, hands what it hears to a
+//! the changes after it. [`run()`] is the shell: it keeps a session open, hands what it hears to a
 //! `watch` channel, and reports statuses and applied generations.
 //!
 //! Invariants:

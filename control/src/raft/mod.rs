@@ -5,7 +5,7 @@
 //!                                                  committed -> Replica::apply -> who watches
 //! ```
 //!
-//! * [`core`](self::core): a pure driver over raft-rs. Ticks, proposals and messages go in; what to
+//! * [`core`]: a pure driver over raft-rs. Ticks, proposals and messages go in; what to
 //!   write, to send and to apply comes out. No clock, no disk, no tasks.
 //! * `log`: the disk. What one step of Raft writes is one atomic redb transaction.
 //! * `cache`: the log as raft-rs reads it, in memory.

@@ -22,7 +22,7 @@ pub(crate) struct Create {
     /// Number of tasks
     #[arg(long, default_value_t = 1)]
     replicas: u64,
-    /// Port to publish on every node: [PUBLISHED:]TARGET[/tcp|udp], or
+    /// Port to publish on every node: `[PUBLISHED:]TARGET[/tcp|udp]`, or
     /// published=N,target=N,protocol=tcp|udp; may be given several times
     #[arg(short, long = "publish", value_parser = parse_port, value_name = "PORT")]
     publish: Vec<PortConfig>,
@@ -47,7 +47,7 @@ pub(crate) struct Create {
     /// Working directory in the containers
     #[arg(short, long, default_value = "", hide_default_value = true)]
     workdir: String,
-    /// user[:group] in the containers
+    /// `user[:group]` in the containers
     #[arg(short, long, default_value = "", hide_default_value = true)]
     user: String,
     /// Most CPUs a task may use

@@ -7,7 +7,7 @@ use crate::connect::{Sockets, answer, request};
 /// Makes a swarm.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Init {
-    /// What the others dial: address[:port] or interface of this host (its only address by default)
+    /// What the others dial: `address[:port]` or interface of this host (its only address by default)
     #[arg(
         long,
         value_name = "ADDRESS",

@@ -27,7 +27,7 @@ pub(crate) struct Join {
         hide_default_value = true
     )]
     data_path_addr: String,
-    /// A manager: address[:2377]
+    /// A manager: `address[:2377]`
     #[arg(value_name = "MANAGER")]
     manager: String,
 }
