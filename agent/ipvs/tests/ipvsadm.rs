@@ -445,9 +445,8 @@ fn a_handle_keeps_to_its_namespace() {
     });
 }
 
-/// A large host: every port published on it, and how long that may take.
+/// A large host: every port published on it.
 const MANY_SERVICES: u16 = 5_000;
-const MANY_DEADLINE: Duration = Duration::from_secs(10);
 
 #[test]
 fn many_at_once() {
@@ -466,9 +465,7 @@ fn many_at_once() {
         }
         let start = Instant::now();
         apply(&mut ipvs, &ops);
-        let took = start.elapsed();
-        println!("{} changes in {took:?}", ops.len());
-        assert!(took < MANY_DEADLINE, "{} changes took {took:?}", ops.len());
+        println!("{} changes in {:?}", ops.len(), start.elapsed());
         assert_eq!(ipvs.services().unwrap().len(), usize::from(MANY_SERVICES));
         for at in [0, 17, MANY_SERVICES - 1] {
             assert_eq!(ipvs.destinations(&key(at)).unwrap().len(), 4);

@@ -165,30 +165,10 @@ impl StateStore {
     /// Forgets everything; `node.json` first, so that a crash half way leaves no half member.
     pub(crate) fn clear(&self) -> Result<(), StateError> {
         for name in [STATE_FILE, ASSIGNMENTS_FILE] {
-            let path = self.dir.join(name);
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(StateError::Io {
-                        action: "remove",
-                        path,
-                        source,
-                    });
-                }
-                _ => {}
-            }
+            gone(self.dir.join(name), |path| fs::remove_file(path))?;
         }
         for name in [CERTIFICATES_DIR, "control", "tasks"] {
-            let path = self.dir.join(name);
-            match fs::remove_dir_all(&path) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(StateError::Io {
-                        action: "remove",
-                        path,
-                        source,
-                    });
-                }
-                _ => {}
-            }
+            gone(self.dir.join(name), |path| fs::remove_dir_all(path))?;
         }
         Ok(())
     }
@@ -215,6 +195,21 @@ impl StateStore {
 }
 
 const ASSIGNMENTS_FILE: &str = "assignments.pb";
+
+/// Removes `path`; fine when it is not there.
+fn gone(
+    path: PathBuf,
+    remove: impl FnOnce(&Path) -> std::io::Result<()>,
+) -> Result<(), StateError> {
+    match remove(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StateError::Io {
+            action: "remove",
+            path,
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
 
 fn read_if_present(path: &Path) -> Result<Option<String>, StateError> {
     match fs::read_to_string(path) {

@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::active::{Active, ActiveError};
 use super::address::{self, AddressError};
-use super::control_process::{Bootstrap, ControlError, ControlProcess};
+use super::control_process::{Bootstrap, ControlError, ControlProcess, Running};
 use crate::config::Config;
 use crate::identity::{
     Credentials, JoinError, KeyRequest, Membership, StateError, StateStore, TlsError, join,
@@ -180,25 +180,9 @@ impl Agent {
             }
         };
         let node_id = membership.node_id.to_string();
-        let started = Active::start(
-            &self.config,
-            &self.state,
-            membership,
-            &credentials,
-            Some((process, running)),
-        )
-        .await;
-        match started {
-            Ok(started) => {
-                let connected = started.connected(SESSION_TIMEOUT).await;
-                *active = Some(started);
-                connected.map_err(|error| LifecycleError::NoSession { error })?;
-            }
-            Err(error) => {
-                self.state.clear()?;
-                return Err(error.into());
-            }
-        }
+        let control = Some((process, running));
+        self.activate(&mut active, membership, &credentials, control)
+            .await?;
         Ok(v1::InitResponse {
             node_id,
             worker_token: token,
@@ -288,25 +272,8 @@ impl Agent {
         );
         self.state.save(&membership, &joined.credentials)?;
         let node_id = membership.node_id.to_string();
-        let started = Active::start(
-            &self.config,
-            &self.state,
-            membership,
-            &joined.credentials,
-            None,
-        )
-        .await;
-        match started {
-            Ok(started) => {
-                let connected = started.connected(SESSION_TIMEOUT).await;
-                *active = Some(started);
-                connected.map_err(|error| LifecycleError::NoSession { error })?;
-            }
-            Err(error) => {
-                self.state.clear()?;
-                return Err(error.into());
-            }
-        }
+        self.activate(&mut active, membership, &joined.credentials, None)
+            .await?;
         let role = match joined.role {
             Role::Worker => v1::Role::Worker,
             Role::Manager => v1::Role::Manager,
@@ -315,6 +282,28 @@ impl Agent {
             node_id,
             role: role.into(),
         })
+    }
+
+    /// Starts what a new member runs, and waits for its first session. A member that cannot start
+    /// leaves nothing behind; one whose session does not open in time goes on trying.
+    async fn activate(
+        &self,
+        active: &mut Option<Active>,
+        membership: Membership,
+        credentials: &Credentials,
+        control: Option<(ControlProcess, Running)>,
+    ) -> Result<(), LifecycleError> {
+        match Active::start(&self.config, &self.state, membership, credentials, control).await {
+            Ok(started) => {
+                let connected = started.connected(SESSION_TIMEOUT).await;
+                *active = Some(started);
+                connected.map_err(|error| LifecycleError::NoSession { error })
+            }
+            Err(error) => {
+                self.state.clear()?;
+                Err(error.into())
+            }
+        }
     }
 
     /// Leaves the swarm: tasks end, networks go, and nothing is left.

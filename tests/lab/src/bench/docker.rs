@@ -17,11 +17,11 @@ use crate::daemon::Daemon;
 use crate::services::registry;
 use crate::topology::Node;
 
-/// An engine is there within ten seconds; emulation on a loaded machine takes several times that.
-const START_DEADLINE: Duration = Duration::from_secs(120);
+/// An engine is there within ten seconds; emulation on a loaded machine takes ten times that.
+const START_DEADLINE: Duration = Duration::from_secs(180);
 
-/// Pulling the image and starting the task; as generous.
-const SERVICE_DEADLINE: Duration = Duration::from_secs(180);
+/// Pulling the image and starting the task takes twenty; as generous.
+const SERVICE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// How long the namespaces of an engine may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
