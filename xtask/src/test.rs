@@ -7,7 +7,7 @@
 //! * `lab`: whole clusters, `tests/lab/tests/*.rs`, run inside the lab.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -24,22 +24,34 @@ use crate::workspace::Workspace;
 /// Makes a test fail that would skip itself for want of root or of something in the kernel.
 const REQUIRE: [&str; 2] = ["SWARM_TEST_REQUIRE_KERNEL", "SWARM_TEST_REQUIRE_IPVS"];
 
-/// Packages with tests that need a kernel with everything, and which of their tests do: emulation
-/// is too slow to run the others a second time.
-const KERNEL_TESTS: [(&str, &[&str]); 2] = [
+/// Packages with tests that need a kernel with everything, where they are, and which of their tests
+/// do: emulation is too slow to run the others a second time.
+const KERNEL_TESTS: [(&str, &str, &[&str]); 2] = [
     (
         "swarm-agent",
+        "agent",
         &[
             "ebpf::tests::",
             "network::tests::",
             "runtime::containerd::tests::",
         ],
     ),
-    ("swarm-ipvs", &[]),
+    ("swarm-ipvs", "agent/ipvs", &[]),
+];
+
+/// Tests that damage everything there is, piece by piece: a quarter of an hour each when emulated.
+/// They run outside with the unit tests; what only this kernel has, IPVS, is damaged by the tests of
+/// whole clusters.
+const SLOW_IN_THE_LAB: [&str; 2] = [
+    "whatever_breaks_while_no_agent_runs_is_put_right_by_the_next",
+    "whatever_is_broken_by_hand_is_put_right",
 ];
 
 /// Package with the tests of whole clusters.
 const LAB_PACKAGE: &str = "swarm-lab";
+
+/// Where that package is.
+const LAB_DIR: &str = "tests/lab";
 
 /// `cargo xtask test ...`.
 #[derive(Debug, Args)]
@@ -79,7 +91,9 @@ struct Verdict {
 /// A test program that cargo built.
 #[derive(Debug)]
 struct Program {
-    /// Package and target: `swarm-lab/mesh`.
+    /// Where its package is, below the top of the checkout.
+    directory: String,
+    /// Package and target: `lab/mesh`.
     name: String,
     path: PathBuf,
     is_integration: bool,
@@ -107,27 +121,20 @@ pub(crate) fn run(workspace: &Workspace, args: &TestArgs) -> Result<()> {
             no_agents: args.lab.no_agents || !wants(Part::Lab),
             ..args.lab.clone()
         };
-        if options.no_agents {
+        if wants(Part::Kernel) {
             crate::product::build_ebpf(workspace, true)?;
         }
-        let mut programs = Vec::new();
-        if wants(Part::Kernel) {
-            for (package, tests) in KERNEL_TESTS {
-                let built = build_tests(workspace, package)?;
-                programs.extend(built.into_iter().map(|program| (program, tests)));
-            }
-        }
-        if wants(Part::Lab) {
-            let built = build_tests(workspace, LAB_PACKAGE)?;
-            let clusters = built.into_iter().filter(|program| program.is_integration);
-            programs.extend(clusters.map(|program| (program, [].as_slice())));
-        }
+        let programs = build_tests(workspace, wants(Part::Kernel), wants(Part::Lab))?;
         let lab = Lab::borrow(workspace, &options, args.keep)?;
-        for (program, tests) in &programs {
+        for program in &programs {
+            let own = KERNEL_TESTS
+                .iter()
+                .find(|(_, directory, _)| *directory == program.directory);
+            let own = own.map_or([].as_slice(), |(_, _, tests)| *tests);
             let filters = args
                 .filter
                 .as_deref()
-                .map_or(tests.to_vec(), |filter| vec![filter]);
+                .map_or(own.to_vec(), |filter| vec![filter]);
             let mut verdict = in_lab(workspace, &lab, program, &filters)?;
             // A filter of ours that matches nothing is out of date; one of the caller's may.
             verdict.is_ok &= args.filter.is_some() || verdict.passed > 0;
@@ -160,12 +167,21 @@ fn unit(workspace: &Workspace, filter: Option<&str>) -> Verdict {
     }
 }
 
-/// Builds a package's tests as cargo would for `cargo test`, without running them.
-fn build_tests(workspace: &Workspace, package: &str) -> Result<Vec<Program>> {
+/// Builds the tests that run in the lab, in one go: cargo then compiles what they share once.
+fn build_tests(workspace: &Workspace, kernel: bool, lab: bool) -> Result<Vec<Program>> {
+    let mut packages = Vec::new();
+    packages.extend(
+        KERNEL_TESTS
+            .iter()
+            .filter(|_| kernel)
+            .map(|(package, ..)| *package),
+    );
+    packages.extend(lab.then_some(LAB_PACKAGE));
     let log = workspace.log("build-tests");
-    let mut command = workspace.cargo(&["test", "--release", "--no-run", "--package", package]);
+    let mut command = workspace.cargo(&["test", "--release", "--no-run"]);
     command.arg("--message-format=json-render-diagnostics");
-    let title = format!("building the tests of {package}");
+    command.args(packages.iter().flat_map(|package| ["--package", package]));
+    let title = format!("building the tests of {}", packages.join(", "));
     step(&title, Some(&log), || {
         let output = command
             .stdin(Stdio::null())
@@ -179,15 +195,19 @@ fn build_tests(workspace: &Workspace, package: &str) -> Result<Vec<Program>> {
             log.display(),
             tail(&log, 25).join("\n")
         );
-        Ok(String::from_utf8_lossy(&output.stdout)
+        let text = String::from_utf8_lossy(&output.stdout);
+        let programs = text
             .lines()
-            .filter_map(test_program)
+            .filter_map(|line| test_program(workspace.root(), line));
+        // What of the lab's own package needs no lab was run on this machine, as unit tests.
+        Ok(programs
+            .filter(|program| program.is_integration || program.directory != LAB_DIR)
             .collect())
     })
 }
 
 /// Reads one line of what cargo says about what it built.
-fn test_program(line: &str) -> Option<Program> {
+fn test_program(root: &Path, line: &str) -> Option<Program> {
     #[derive(Deserialize)]
     struct Message {
         reason: String,
@@ -209,12 +229,10 @@ fn test_program(line: &str) -> Option<Program> {
     let is_test = message.reason == "compiler-artifact" && message.profile?.test;
     let target = message.target.filter(|_| is_test)?;
     let manifest = message.manifest_path?;
-    let package = manifest
-        .parent()?
-        .file_name()?
-        .to_string_lossy()
-        .into_owned();
+    let directory = manifest.parent()?.strip_prefix(root).ok()?;
+    let package = directory.file_name()?.to_string_lossy();
     Some(Program {
+        directory: directory.to_string_lossy().into_owned(),
         name: format!("{package}/{}", target.name),
         path: message.executable?,
         is_integration: target.kind.iter().any(|kind| kind == "test"),
@@ -234,6 +252,7 @@ fn in_lab(
     replace(&program.path, &tests.join(&name))?;
     let inside = format!("{}/tests/{name}", swarm_lab::SHARE_DIR);
     let mut argv = vec![inside.as_str(), "--test-threads=1", "--color=never"];
+    argv.extend(SLOW_IN_THE_LAB.iter().flat_map(|name| ["--skip", name]));
     argv.extend(filters);
     let mut text = Vec::new();
     let options = ExecOptions {
@@ -341,11 +360,13 @@ mod tests {
             "manifest_path":"/w/tests/lab/Cargo.toml",
             "target":{"kind":["test"],"crate_types":["bin"],"name":"mesh","src_path":"x"},
             "profile":{"opt_level":"3","test":true},"executable":"/w/target/mesh-1"}"#;
-        let program = test_program(line).unwrap();
+        let root = Path::new("/w");
+        let program = test_program(root, line).unwrap();
+        assert_eq!(program.directory, LAB_DIR);
         assert_eq!(program.name, "lab/mesh");
         assert!(program.is_integration);
         assert!(program.path.ends_with("mesh-1"));
-        assert!(test_program(&line.replace("true", "false")).is_none());
-        assert!(test_program(r#"{"reason":"build-finished","success":true}"#).is_none());
+        assert!(test_program(root, &line.replace("true", "false")).is_none());
+        assert!(test_program(root, r#"{"reason":"build-finished","success":true}"#).is_none());
     }
 }
