@@ -106,7 +106,8 @@ pub fn start_registry() -> Result<()> {
             "version: 0.1\n\
              log: {{level: warn}}\n\
              storage: {{filesystem: {{rootdirectory: {REGISTRY_DATA_DIR}}}}}\n\
-             http: {{addr: '{}', tls: {{certificate: {REGISTRY_CERTIFICATE}, key: {REGISTRY_KEY}}}}}\n",
+             http:\n  addr: '{}'\n\
+             \x20 tls: {{certificate: {REGISTRY_CERTIFICATE}, key: {REGISTRY_KEY}}}\n",
             registry()
         ),
     )?;

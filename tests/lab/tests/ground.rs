@@ -43,7 +43,7 @@ fn a_pulled_cable_cuts_a_host_off_until_it_is_plugged_in_again() -> Result<()> {
             "--cacert",
             services::REGISTRY_CERTIFICATE,
             "--max-time",
-            "1",
+            "5",
             &url,
         ])?
         .success()

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::{System, Target, exists, extra_host, on, remove_cgroup};
 use crate::command::{DEFAULT_DEADLINE, must, run};
-use crate::services::registry;
+use crate::services::{REGISTRY_CERTIFICATE, registry};
 use crate::topology::{CLIENT, Node, Topology};
 
 /// Network namespace, container and containerd namespace of the task.
@@ -106,7 +106,13 @@ pub(super) fn remove() -> Result<()> {
 fn start_task() -> Result<()> {
     let image = format!("{}/web:latest", registry());
     let ctr = |words: &[&str]| must("ctr", &[&["--namespace", TASK], words].concat());
-    ctr(&["images", "pull", "--plain-http", &image])?;
+    ctr(&[
+        "images",
+        "pull",
+        "--tlscacert",
+        REGISTRY_CERTIFICATE,
+        &image,
+    ])?;
     let network = format!("network:/run/netns/{TASK}");
     ctr(&[
         "run",
