@@ -80,6 +80,11 @@ pub(super) const INGRESS_SYSCTLS: &[(&str, &str)] = &[
     // A packet in the middle of a connection may create an entry: the client's address moved here
     // from another node.
     ("ipv4/vs/sloppy_tcp", "1"),
+    // Replies leave by the default route whatever their source address: no second look at the
+    // routes for each of them.
+    ("ipv4/vs/snat_reroute", "0"),
+    // No socket of this namespace ever takes a packet: none is worth being looked for early.
+    ("ipv4/ip_early_demux", "0"),
 ];
 
 /// The same per interface: they exist once the interface does.

@@ -170,6 +170,8 @@ set net/ipv4/vs/expire_nodest_conn to 1 in ingress
 set net/ipv4/vs/expire_quiescent_template to 1 in ingress
 set net/ipv4/vs/conn_reuse_mode to 1 in ingress
 set net/ipv4/vs/sloppy_tcp to 1 in ingress
+set net/ipv4/vs/snat_reroute to 0 in ingress
+set net/ipv4/ip_early_demux to 0 in ingress
 create veth pair sw-e1h in host and e1 in ingress
 create bridge br0 in ingress
 create vxlan device vx0 with vni 4096 in ingress
