@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::ebpf::{self, Changed, Config, Mesh, MeshError, PublishedKey, PublishedValue};
 use crate::error_text::error_text;
@@ -38,11 +39,17 @@ impl fmt::Debug for LoadedMesh {
     }
 }
 
+/// Pause after a failure to load: reading the kernel's types and verifying cost a tenth of a second
+/// and more, and what is missing rarely comes by itself.
+const LOAD_RETRY_PAUSE: Duration = Duration::from_secs(30);
+
 /// The eBPF of this node, loaded or not.
 #[derive(Debug)]
 pub(super) struct MeshHandle {
     bpffs_dir: PathBuf,
     loaded: Option<LoadedMesh>,
+    /// Why it could not be loaded, and when that was.
+    failed: Option<(Instant, String)>,
 }
 
 impl MeshHandle {
@@ -51,14 +58,25 @@ impl MeshHandle {
         Self {
             bpffs_dir,
             loaded: None,
+            failed: None,
         }
     }
 
     /// The loaded programs; loads them when they are not yet. The text of a failure names what is
-    /// missing.
+    /// missing; it is repeated without another try for [`LOAD_RETRY_PAUSE`].
     pub(super) fn load(&mut self) -> Result<&mut LoadedMesh, String> {
         if self.loaded.is_none() {
-            let mesh = Mesh::load(&self.bpffs_dir).map_err(|error| error_text(&error))?;
+            if let Some((at, text)) = &self.failed
+                && at.elapsed() < LOAD_RETRY_PAUSE
+            {
+                return Err(text.clone());
+            }
+            let mesh = Mesh::load(&self.bpffs_dir).map_err(|error| {
+                let text = error_text(&error);
+                self.failed = Some((Instant::now(), text.clone()));
+                text
+            })?;
+            self.failed = None;
             self.loaded = Some(LoadedMesh {
                 mesh,
                 written: Written::default(),
