@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use swarm_api::convert::ConvertError;
 use swarm_api::v1;
-use swarm_model::{Network, NetworkId, NodeId, PortConfig, ServiceId, Task, TaskId};
+use swarm_model::{EndpointMode, Network, NetworkId, NodeId, PortConfig, ServiceId, Task, TaskId};
 
 /// Everything a manager has told this node; starts out empty.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,7 +16,7 @@ pub(crate) struct Assigned {
     pub(crate) generation: u64,
     /// Tasks of this node.
     pub(crate) tasks: BTreeMap<TaskId, Task>,
-    /// Networks that it takes part in.
+    /// Networks that it takes part in: the ingress network, and those that its tasks are on.
     pub(crate) networks: BTreeMap<NetworkId, Network>,
     /// Nodes of the ingress network, this one included.
     pub(crate) peers: BTreeMap<NodeId, Peer>,
@@ -24,6 +24,10 @@ pub(crate) struct Assigned {
     pub(crate) services: BTreeMap<ServiceId, PublishedService>,
     /// Tasks with an address on the ingress network, wherever they are.
     pub(crate) endpoints: BTreeMap<TaskId, Endpoint>,
+    /// Per network of a user in `networks`, the tasks on it, wherever they are.
+    pub(crate) network_endpoints: BTreeMap<NetworkId, BTreeMap<TaskId, NetworkEndpoint>>,
+    /// Per network of a user in `networks`, the services on it, with or without tasks.
+    pub(crate) network_services: BTreeMap<NetworkId, BTreeMap<ServiceId, NetworkService>>,
 }
 
 /// A node of the ingress network.
@@ -59,6 +63,38 @@ pub(crate) struct Endpoint {
     pub(crate) balanced: Balanced,
 }
 
+/// A task on a network of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetworkEndpoint {
+    /// `service.slot.id`.
+    pub(crate) task_name: String,
+    /// Its service.
+    pub(crate) service_id: ServiceId,
+    /// Its service's name.
+    pub(crate) service_name: String,
+    /// Its node.
+    pub(crate) node_id: NodeId,
+    /// Its address there.
+    pub(crate) address: Ipv4Addr,
+    /// Further names of its service there.
+    pub(crate) aliases: Vec<String>,
+    /// Whether new connections go to it.
+    pub(crate) balanced: Balanced,
+}
+
+/// A service on a network of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetworkService {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its further names there.
+    pub(crate) aliases: Vec<String>,
+    /// Its virtual address there; none in the mode `dnsrr`, and until it is allocated.
+    pub(crate) vip: Option<Ipv4Addr>,
+    /// What its name stands for.
+    pub(crate) mode: EndpointMode,
+}
+
 /// Whether new connections go to an endpoint (design: starting, ready, draining, gone).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Balanced {
@@ -68,6 +104,27 @@ pub(crate) enum Balanced {
     Yes,
     /// No more: a destination of weight 0, so that its connections run on.
     NoMore,
+}
+
+impl From<v1::EndpointState> for Balanced {
+    /// What is not said is not balanced to.
+    fn from(state: v1::EndpointState) -> Self {
+        match state {
+            v1::EndpointState::Ready => Self::Yes,
+            v1::EndpointState::Draining => Self::NoMore,
+            v1::EndpointState::Starting | v1::EndpointState::Unspecified => Self::NotYet,
+        }
+    }
+}
+
+impl From<Balanced> for v1::EndpointState {
+    fn from(balanced: Balanced) -> Self {
+        match balanced {
+            Balanced::NotYet => Self::Starting,
+            Balanced::Yes => Self::Ready,
+            Balanced::NoMore => Self::Draining,
+        }
+    }
 }
 
 /// Why a message does not fit.
@@ -166,6 +223,8 @@ impl Assigned {
                     .insert(parse("service id", &service_id)?, service);
             }
             Item::Endpoint(endpoint) => self.put_endpoint(&endpoint)?,
+            Item::NetworkEndpoint(endpoint) => self.put_network_endpoint(endpoint)?,
+            Item::NetworkService(service) => self.put_network_service(service)?,
         }
         Ok(())
     }
@@ -178,18 +237,70 @@ impl Assigned {
             address,
             state: _,
         } = endpoint;
-        let balanced = match endpoint.state() {
-            v1::EndpointState::Ready => Balanced::Yes,
-            v1::EndpointState::Draining => Balanced::NoMore,
-            v1::EndpointState::Starting | v1::EndpointState::Unspecified => Balanced::NotYet,
-        };
         let converted = Endpoint {
             service_id: parse("service id", service_id)?,
             node_id: parse("node id", node_id)?,
             address: parse("task address", address)?,
-            balanced,
+            balanced: endpoint.state().into(),
         };
         self.endpoints.insert(parse("task id", task_id)?, converted);
+        Ok(())
+    }
+
+    fn put_network_endpoint(&mut self, endpoint: v1::NetworkEndpoint) -> Result<(), AssignedError> {
+        let balanced = endpoint.state().into();
+        let v1::NetworkEndpoint {
+            network_id,
+            task_id,
+            task_name,
+            service_id,
+            service_name,
+            node_id,
+            address,
+            aliases,
+            state: _,
+        } = endpoint;
+        let converted = NetworkEndpoint {
+            task_name,
+            service_id: parse("service id", &service_id)?,
+            service_name,
+            node_id: parse("node id", &node_id)?,
+            address: parse("task address", &address)?,
+            aliases,
+            balanced,
+        };
+        self.network_endpoints
+            .entry(parse("network id", &network_id)?)
+            .or_default()
+            .insert(parse("task id", &task_id)?, converted);
+        Ok(())
+    }
+
+    fn put_network_service(&mut self, service: v1::NetworkService) -> Result<(), AssignedError> {
+        let v1::NetworkService {
+            network_id,
+            service_id,
+            name,
+            aliases,
+            vip,
+            mode,
+        } = service;
+        let mode = v1::EndpointMode::try_from(mode).map_err(|_| AssignedError::Invalid {
+            what: "endpoint mode",
+            detail: mode.to_string(),
+        })?;
+        let converted = NetworkService {
+            name,
+            aliases,
+            vip: (!vip.is_empty())
+                .then(|| parse("virtual address", &vip))
+                .transpose()?,
+            mode: mode.into(),
+        };
+        self.network_services
+            .entry(parse("network id", &network_id)?)
+            .or_default()
+            .insert(parse("service id", &service_id)?, converted);
         Ok(())
     }
 
@@ -213,13 +324,35 @@ impl Assigned {
             Key::EndpointTaskId(id) => {
                 self.endpoints.remove(&parse::<TaskId>("task id", &id)?);
             }
+            Key::NetworkEndpoint(key) => {
+                let v1::NetworkEndpointKey {
+                    network_id,
+                    task_id,
+                } = key;
+                remove_inner(
+                    &mut self.network_endpoints,
+                    &parse("network id", &network_id)?,
+                    &parse("task id", &task_id)?,
+                );
+            }
+            Key::NetworkService(key) => {
+                let v1::NetworkServiceKey {
+                    network_id,
+                    service_id,
+                } = key;
+                remove_inner(
+                    &mut self.network_services,
+                    &parse("network id", &network_id)?,
+                    &parse("service id", &service_id)?,
+                );
+            }
         }
         Ok(())
     }
 
     /// The ingress network, when this node takes part in it.
     pub(crate) fn ingress(&self) -> Option<&Network> {
-        self.networks.values().find(|network| network.ingress)
+        self.networks.values().find(|network| network.spec.ingress)
     }
 
     /// The same as one complete message, to be kept on disk.
@@ -246,24 +379,21 @@ impl Assigned {
             })
         });
         let endpoints = self.endpoints.iter().map(|(id, endpoint)| {
-            let state = match endpoint.balanced {
-                Balanced::NotYet => v1::EndpointState::Starting,
-                Balanced::Yes => v1::EndpointState::Ready,
-                Balanced::NoMore => v1::EndpointState::Draining,
-            };
             Item::Endpoint(v1::TaskEndpoint {
                 task_id: id.to_string(),
                 service_id: endpoint.service_id.to_string(),
                 node_id: endpoint.node_id.to_string(),
                 address: endpoint.address.to_string(),
-                state: state.into(),
+                state: v1::EndpointState::from(endpoint.balanced).into(),
             })
         });
         let items = tasks
             .chain(networks)
             .chain(peers)
             .chain(services)
-            .chain(endpoints);
+            .chain(endpoints)
+            .chain(self.network_endpoint_items())
+            .chain(self.network_service_items());
         v1::Assignments {
             generation: self.generation,
             complete: true,
@@ -271,6 +401,64 @@ impl Assigned {
                 .map(|item| v1::Assignment { item: Some(item) })
                 .collect(),
             remove: Vec::new(),
+        }
+    }
+
+    fn network_endpoint_items(&self) -> impl Iterator<Item = v1::assignment::Item> {
+        let all = self.network_endpoints.iter();
+        all.flat_map(|(network, tasks)| tasks.iter().map(move |(task, it)| (network, task, it)))
+            .map(|(network, task, endpoint)| {
+                let NetworkEndpoint {
+                    task_name,
+                    service_id,
+                    service_name,
+                    node_id,
+                    address,
+                    aliases,
+                    balanced,
+                } = endpoint;
+                v1::assignment::Item::NetworkEndpoint(v1::NetworkEndpoint {
+                    network_id: network.to_string(),
+                    task_id: task.to_string(),
+                    task_name: task_name.clone(),
+                    service_id: service_id.to_string(),
+                    service_name: service_name.clone(),
+                    node_id: node_id.to_string(),
+                    address: address.to_string(),
+                    aliases: aliases.clone(),
+                    state: v1::EndpointState::from(*balanced).into(),
+                })
+            })
+    }
+
+    fn network_service_items(&self) -> impl Iterator<Item = v1::assignment::Item> {
+        let all = self.network_services.iter();
+        all.flat_map(|(network, services)| services.iter().map(move |(id, it)| (network, id, it)))
+            .map(|(network, id, service)| {
+                let NetworkService {
+                    name,
+                    aliases,
+                    vip,
+                    mode,
+                } = service;
+                v1::assignment::Item::NetworkService(v1::NetworkService {
+                    network_id: network.to_string(),
+                    service_id: id.to_string(),
+                    name: name.clone(),
+                    aliases: aliases.clone(),
+                    vip: vip.map_or_else(String::new, |vip| vip.to_string()),
+                    mode: v1::EndpointMode::from(mode).into(),
+                })
+            })
+    }
+}
+
+/// Removes `inner` under `outer`, and what is then empty.
+fn remove_inner<A: Ord, B: Ord, T>(all: &mut BTreeMap<A, BTreeMap<B, T>>, outer: &A, inner: &B) {
+    if let Some(of_outer) = all.get_mut(outer) {
+        of_outer.remove(inner);
+        if of_outer.is_empty() {
+            all.remove(outer);
         }
     }
 }
@@ -319,6 +507,71 @@ mod tests {
         let again = Assigned::default().after(assigned.to_message()).unwrap();
         assert_eq!(again, assigned);
         assert_eq!(again.session, 0);
+    }
+
+    #[test]
+    fn networks_of_users_come_and_go() {
+        let mut rng = rand::rng();
+        let network = NetworkId::random(&mut rng);
+        let (task, service) = (TaskId::random(&mut rng), ServiceId::random(&mut rng));
+        let put = |item| v1::Assignment { item: Some(item) };
+        let endpoint = v1::NetworkEndpoint {
+            network_id: network.to_string(),
+            task_id: task.to_string(),
+            task_name: format!("web.1.{task}"),
+            service_id: service.to_string(),
+            service_name: "web".to_owned(),
+            node_id: NodeId::random(&mut rng).to_string(),
+            address: "10.0.1.3".to_owned(),
+            aliases: vec!["www".to_owned()],
+            state: v1::EndpointState::Ready.into(),
+        };
+        let on_network = v1::NetworkService {
+            network_id: network.to_string(),
+            service_id: service.to_string(),
+            name: "web".to_owned(),
+            aliases: vec!["www".to_owned()],
+            vip: "10.0.1.2".to_owned(),
+            mode: v1::EndpointMode::Vip.into(),
+        };
+        let assigned = Assigned::default()
+            .after(complete(vec![
+                put(v1::assignment::Item::NetworkEndpoint(endpoint)),
+                put(v1::assignment::Item::NetworkService(on_network)),
+            ]))
+            .unwrap();
+        assert_eq!(
+            assigned.network_endpoints[&network][&task].balanced,
+            Balanced::Yes
+        );
+        let vip = assigned.network_services[&network][&service].vip;
+        assert_eq!(vip, Some(Ipv4Addr::new(10, 0, 1, 2)));
+        let again = Assigned::default().after(assigned.to_message()).unwrap();
+        assert_eq!(again, assigned);
+
+        let key = |key| v1::AssignmentKey { key: Some(key) };
+        let gone = v1::Assignments {
+            generation: 2,
+            complete: false,
+            put: Vec::new(),
+            remove: vec![
+                key(v1::assignment_key::Key::NetworkEndpoint(
+                    v1::NetworkEndpointKey {
+                        network_id: network.to_string(),
+                        task_id: task.to_string(),
+                    },
+                )),
+                key(v1::assignment_key::Key::NetworkService(
+                    v1::NetworkServiceKey {
+                        network_id: network.to_string(),
+                        service_id: service.to_string(),
+                    },
+                )),
+            ],
+        };
+        let assigned = assigned.after(gone).unwrap();
+        assert_eq!(assigned.network_endpoints, BTreeMap::new());
+        assert_eq!(assigned.network_services, BTreeMap::new());
     }
 
     #[test]

@@ -137,6 +137,7 @@ fn task(image: &str) -> Task {
             ..TaskStatus::default()
         },
         ingress_address: None,
+        attachments: Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod constraint;
 mod id;
+mod network;
 mod object;
 mod spec;
 mod task;
@@ -21,9 +22,12 @@ pub use constraint::{Constraint, ConstraintError, NodeView, Operator};
 pub use id::{
     ClusterId, ID_LEN, InvalidId, NetworkId, NodeId, ServiceId, SessionId, TaskId, random_base36,
 };
+pub use network::{
+    Attachment, EndpointMode, Network, NetworkAttachmentSpec, NetworkSpec, Vip, Vni,
+};
 pub use object::{
-    Availability, Cluster, Endpoint, ManagerStatus, Meta, Network, Node, NodeDescription,
-    NodeState, NodeStatus, Platform, Role, Service, Task, Vni,
+    Availability, Cluster, Endpoint, ManagerStatus, Meta, Node, NodeDescription, NodeState,
+    NodeStatus, Platform, Role, Service, Task,
 };
 pub use spec::{
     ClusterSpec, ContainerSpec, EndpointSpec, NodeSpec, Placement, PortConfig, Protocol, Resources,

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ClusterId, ClusterSpec, DesiredState, NetworkId, NodeId, NodeSpec, PortConfig, ServiceId,
-    ServiceSpec, TaskId, TaskSpec, TaskStatus, Timestamp,
+    Attachment, ClusterId, ClusterSpec, DesiredState, NodeId, NodeSpec, PortConfig, ServiceId,
+    ServiceSpec, TaskId, TaskSpec, TaskStatus, Timestamp, Vip,
 };
 
 /// What every object carries.
@@ -252,6 +251,8 @@ pub struct Endpoint {
     pub index: u32,
     /// Published ports, each with its number chosen; empty until allocated.
     pub ports: Vec<PortConfig>,
+    /// Its virtual address on each of its networks; none in the mode `dnsrr`.
+    pub vips: Vec<Vip>,
     /// What keeps the allocator from finishing, in words that name the remedy; empty when nothing.
     pub error: String,
 }
@@ -285,6 +286,8 @@ pub struct Task {
     pub status: TaskStatus,
     /// Its address on the ingress network, once allocated.
     pub ingress_address: Option<Ipv4Addr>,
+    /// Its places on networks of users, once allocated; in the order of its spec's networks.
+    pub attachments: Vec<Attachment>,
 }
 
 impl Task {
@@ -292,32 +295,4 @@ impl Task {
     pub fn name(&self) -> String {
         format!("{}.{}", self.service_name, self.slot)
     }
-}
-
-/// A network of the swarm.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {
-    /// Its id.
-    pub id: NetworkId,
-    /// Version and times.
-    pub meta: Meta,
-    /// Its name, unique in the swarm.
-    pub name: String,
-    /// Whether it is the one that carries published ports.
-    pub ingress: bool,
-    /// Its addresses.
-    pub subnet: Ipv4Net,
-    /// Its VXLAN id.
-    pub vni: Vni,
-}
-
-/// A VXLAN network identifier: 24 bits (RFC 7348).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Vni(pub u32);
-
-impl Vni {
-    /// The first that the allocator gives (swarmkit's, since 17.12).
-    pub const FIRST: Self = Self(4096);
-    /// The largest there is.
-    pub const LAST: Self = Self((1 << 24) - 1);
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Availability;
+use crate::{Availability, EndpointMode, NetworkAttachmentSpec};
 
 /// A service, as a person asks for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +61,8 @@ pub struct TaskSpec {
     pub restart: RestartPolicy,
     /// Where it may run.
     pub placement: Placement,
+    /// The networks of users that it is attached to.
+    pub networks: Vec<NetworkAttachmentSpec>,
     /// Raised to replace every task although nothing else changed.
     pub force_update: u64,
 }
@@ -156,6 +158,8 @@ pub struct Placement {
 pub struct EndpointSpec {
     /// Published ports.
     pub ports: Vec<PortConfig>,
+    /// What the service's name stands for on its networks.
+    pub mode: EndpointMode,
 }
 
 /// A port published on every node.

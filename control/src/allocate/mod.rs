@@ -12,10 +12,13 @@
 //! * What an object was given it keeps, as long as it still asks for it.
 //! * What cannot be given is told in the object's own status, with the remedy.
 //!
-//! Deliberately absent: overlay networks of users, virtual addresses of services, IPv6.
+//! * IPv6 addresses are never given: they follow from the IPv4 ones (`Network::address6`).
+//!
+//! Deliberately absent: overlay networks of users, virtual addresses of services.
 
 mod address;
 mod port;
+mod subnet;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +27,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use swarm_model::{
-    DesiredState, Meta, Network, NetworkId, Service, Task, TaskState, Timestamp, Vni,
+    DesiredState, Meta, Network, NetworkId, NetworkSpec, Service, Task, TaskState, Timestamp, Vni,
 };
 
 use crate::orchestrate::Batch;
@@ -36,6 +39,8 @@ use address::Addresses;
 const INGRESS_NAME: &str = "ingress";
 const INGRESS_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 0);
 const INGRESS_PREFIX_LEN: u8 = 16;
+/// Kept free: the gateways of the ingress network are its nodes' addresses.
+const INGRESS_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 
 /// Where serial allocation goes on. A leader keeps one for as long as it leads.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,6 +63,13 @@ pub(crate) fn pass(
         batch.put_network(ingress_network(batch.now(), rng));
         return;
     };
+    if ingress.subnet6.is_none() {
+        // One that was made before there was IPv6.
+        let mut ingress = Network::clone(ingress);
+        ingress.subnet6 = Some(subnet::unique_local(rng));
+        batch.put_network(ingress);
+        return;
+    }
     let mut addresses = Addresses::of(state, ingress.subnet, cursor.address);
     node_addresses(state, &mut addresses, batch);
     let unsettled = endpoints(state, cursor, batch);
@@ -73,11 +85,16 @@ fn ingress_network(now: Timestamp, rng: &mut impl rand::Rng) -> Network {
             created_at: now,
             updated_at: now,
         },
-        name: INGRESS_NAME.to_owned(),
-        ingress: true,
+        spec: NetworkSpec {
+            name: INGRESS_NAME.to_owned(),
+            ingress: true,
+            ..NetworkSpec::default()
+        },
         subnet: Ipv4Net::new_assert(INGRESS_ADDRESS, INGRESS_PREFIX_LEN),
-        // The only network so far; overlay networks of users will go on from here.
+        gateway: INGRESS_GATEWAY,
+        subnet6: Some(subnet::unique_local(rng)),
         vni: Vni::FIRST,
+        error: String::new(),
     }
 }
 

@@ -49,6 +49,7 @@ pub(super) fn settle<'a>(
             let endpoint = Endpoint {
                 index,
                 ports,
+                vips: service.endpoint.vips.clone(),
                 error,
             };
             (*service, endpoint)

@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use swarm_model::{
-    Meta, Network, NetworkId, NodeState, PortConfig, Protocol, ServiceId, TaskState, Vni,
+    Meta, Network, NetworkId, NetworkSpec, NodeState, PortConfig, Protocol, ServiceId, TaskState,
+    Vni,
 };
 
 use crate::orchestrate::scenario::{Scenario, port, published};
@@ -22,9 +23,15 @@ fn the_ingress_network_comes_first() {
         .state
         .ingress_network()
         .expect("made on the first pass");
-    assert_eq!(ingress.name, "ingress");
+    assert_eq!(ingress.spec.name, "ingress");
     assert_eq!(ingress.subnet.to_string(), "10.255.0.0/16");
+    assert_eq!(ingress.gateway, Ipv4Addr::new(10, 255, 0, 1));
     assert_eq!(ingress.vni, Vni(4096));
+    let subnet6 = ingress.subnet6.expect("drawn when it is made");
+    assert_eq!(
+        (subnet6.network().segments()[0] >> 8, subnet6.prefix_len()),
+        (0xfd, 64)
+    );
     let nodes: BTreeSet<_> = swarm
         .state
         .nodes()
@@ -68,11 +75,17 @@ fn narrow() -> Scenario {
     swarm.put(Network {
         id: NetworkId::random(&mut rand::rng()),
         meta: Meta::default(),
-        name: "ingress".to_owned(),
-        ingress: true,
+        spec: NetworkSpec {
+            name: "ingress".to_owned(),
+            ingress: true,
+            ..NetworkSpec::default()
+        },
         // .0 network, .1 reserved, .2 to .6, .7 broadcast.
         subnet: "10.255.0.0/29".parse().expect("a subnet"),
+        gateway: Ipv4Addr::new(10, 255, 0, 1),
+        subnet6: None,
         vni: Vni::FIRST,
+        error: String::new(),
     });
     for name in ["h1", "h2", "h3"] {
         swarm.add_node(name);

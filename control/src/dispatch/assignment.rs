@@ -9,6 +9,7 @@ use swarm_model::{
     TaskState,
 };
 
+use super::overlay::{NetworkEndpoint, NetworkService};
 use crate::store::State;
 
 /// What an assignment is about.
@@ -24,6 +25,10 @@ pub(crate) enum AssignmentKey {
     Service(ServiceId),
     /// A task with an address on the ingress network, anywhere.
     Endpoint(TaskId),
+    /// A task, anywhere, on a network of a user that the node takes part in.
+    NetworkEndpoint(NetworkId, TaskId),
+    /// A service on such a network.
+    NetworkService(NetworkId, ServiceId),
 }
 
 /// One assignment. Two are equal when a node would make no difference between them.
@@ -39,6 +44,10 @@ pub(crate) enum Item {
     Service(Published),
     /// See [`AssignmentKey::Endpoint`].
     Endpoint(Endpoint),
+    /// See [`AssignmentKey::NetworkEndpoint`].
+    NetworkEndpoint(NetworkEndpoint),
+    /// See [`AssignmentKey::NetworkService`].
+    NetworkService(NetworkService),
 }
 
 impl PartialEq for Item {
@@ -47,11 +56,14 @@ impl PartialEq for Item {
             // All else about a placed task is settled, and its status comes from the node itself.
             (Self::Task(a), Self::Task(b)) => a.id == b.id && a.desired_state == b.desired_state,
             (Self::Network(a), Self::Network(b)) => {
-                a.id == b.id && a.subnet == b.subnet && a.vni == b.vni
+                let shape = |it: &Network| (it.subnet, it.gateway, it.subnet6, it.vni);
+                a.id == b.id && a.spec == b.spec && shape(a) == shape(b)
             }
             (Self::Peer(a), Self::Peer(b)) => a == b,
             (Self::Service(a), Self::Service(b)) => a == b,
             (Self::Endpoint(a), Self::Endpoint(b)) => a == b,
+            (Self::NetworkEndpoint(a), Self::NetworkEndpoint(b)) => a == b,
+            (Self::NetworkService(a), Self::NetworkService(b)) => a == b,
             _ => false,
         }
     }
@@ -115,6 +127,10 @@ pub(crate) type Assignments = BTreeMap<AssignmentKey, Item>;
 pub(super) fn assignments(state: &State, node: &NodeId) -> Assignments {
     let mut all = shared(state);
     all.extend(own(state, node));
+    let networks = super::overlay::networks(state);
+    for network in super::overlay::present(state, node) {
+        all.extend(networks.get(&network).cloned().unwrap_or_default());
+    }
     all
 }
 
@@ -132,7 +148,7 @@ pub(super) fn own(state: &State, node: &NodeId) -> Assignments {
 
 /// What every node is to know: the mesh is the same everywhere.
 pub(super) fn shared(state: &State) -> Assignments {
-    let networks = state.networks().map(|network| {
+    let networks = state.ingress_network().into_iter().map(|network| {
         let key = AssignmentKey::Network(network.id.clone());
         (key, Item::Network(Arc::clone(network)))
     });
@@ -172,8 +188,7 @@ fn peer(node: &Node) -> Option<Peer> {
 }
 
 /// Every endpoint of the ingress network. One on a node that does not answer gets no new
-/// connections, unless its service would then have none at all: an answer that may come is better
-/// than one that cannot.
+/// connections, unless its service would then have none at all ([`serving`]).
 fn endpoints(state: &State) -> Vec<Endpoint> {
     let mut endpoints = Vec::new();
     let mut with_ready = BTreeSet::new();
@@ -198,19 +213,46 @@ fn endpoints(state: &State) -> Vec<Endpoint> {
     endpoints
 }
 
-/// The task's endpoint, if it has one, and whether it would be ready but for its silent node.
+/// The task's endpoint on the ingress network, if it has one, and whether it would be ready but for
+/// its silent node.
 fn endpoint(state: &State, task: &Task) -> Option<(Endpoint, bool)> {
     let address = task.ingress_address?;
-    let node = state.node(task.node_id.as_ref()?)?;
     let published = state
         .service(&task.service_id)
         .is_some_and(|service| service.is_published());
-    if !published || task.status.state.is_terminal() {
+    if !published {
+        return None;
+    }
+    let serving = serving(state, task)?;
+    let endpoint = Endpoint {
+        task: task.id.clone(),
+        service: task.service_id.clone(),
+        node: serving.node.id.clone(),
+        address,
+        state: serving.state,
+    };
+    Some((endpoint, serving.but_for_silence))
+}
+
+/// How far a task serves.
+pub(super) struct Serving<'a> {
+    /// Where it is.
+    pub(super) node: &'a Node,
+    /// Whether it gets new connections.
+    pub(super) state: EndpointState,
+    /// Whether it would get them if its node, which is suspect, were heard. It does get them if
+    /// its service has no other: an answer that may come is better than one that cannot.
+    pub(super) but_for_silence: bool,
+}
+
+/// How far `task` serves; none when it has no place yet, or has ended.
+pub(super) fn serving<'a>(state: &'a State, task: &Task) -> Option<Serving<'a>> {
+    let node = state.node(task.node_id.as_ref()?)?;
+    if task.status.state.is_terminal() {
         return None;
     }
     let serving =
         task.status.state == TaskState::Running && task.desired_state == DesiredState::Running;
-    let suspect = serving && node.status.state == NodeState::Suspect;
     let endpoint_state = if task.desired_state > DesiredState::Running {
         EndpointState::Draining
     } else if !serving {
@@ -221,14 +263,11 @@ fn endpoint(state: &State, task: &Task) -> Option<(Endpoint, bool)> {
         // Unknown as well: a new leader has no reason to turn away from nodes not heard yet.
         EndpointState::Ready
     };
-    let endpoint = Endpoint {
-        task: task.id.clone(),
-        service: task.service_id.clone(),
-        node: node.id.clone(),
-        address,
+    Some(Serving {
+        node,
         state: endpoint_state,
-    };
-    Some((endpoint, suspect))
+        but_for_silence: serving && node.status.state == NodeState::Suspect,
+    })
 }
 
 /// What leads from one set to another.

@@ -2,6 +2,7 @@
 //! observed of nodes and tasks comes in.
 //!
 //! * [`assignment`] (pure): what a node is to know, from the store, and how two such sets differ.
+//! * [`overlay`] (pure): the same of networks of users.
 //! * [`session`] (pure): which sessions there are, what each was sent and has acknowledged, which
 //!   tasks are drained.
 //! * [`liveness`] (pure): which nodes were heard, and what follows from silence.
@@ -23,6 +24,7 @@
 pub(crate) mod assignment;
 mod liveness;
 mod observe;
+mod overlay;
 mod serve;
 mod session;
 mod stream;

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use swarm_model::{DesiredState, NodeId, NodeState, SessionId, TaskId};
+use swarm_model::{DesiredState, NetworkId, NodeId, NodeState, SessionId, TaskId};
 
 use super::assignment::{Assignments, Delta, own, shared};
+use super::overlay;
 use crate::store::State;
 
 /// Generations of one session that wait for their acknowledgement. An agent further behind loses
@@ -29,6 +30,8 @@ struct Session {
     generation: u64,
     /// The node's own assignments as last sent.
     own: Assignments,
+    /// The networks of users that the node was last told of.
+    networks: BTreeSet<NetworkId>,
     /// The newest revision that is in the node's kernel; none before the first acknowledgement.
     applied: Option<u64>,
     /// Generations sent and not acknowledged, each with its revision.
@@ -48,15 +51,26 @@ impl Session {
             delta,
         }
     }
+
+    /// Notes that nothing of `revision` is news to this node: what it was sent last stands for
+    /// that revision as well.
+    fn stand_for(&mut self, revision: u64) {
+        match self.unacknowledged.back_mut() {
+            Some((_, newest)) => *newest = revision,
+            None => self.applied = self.applied.map(|_| revision),
+        }
+    }
 }
 
 /// Every session of one leader's time.
 ///
-/// What is the same for all nodes is compared once per round. Each state of it has a revision, and
-/// every session is at the newest: so a generation of any session stands for a revision.
+/// What is the same for all nodes, or for all nodes on a network, is compared once per round. Each
+/// state of it has a revision, and every session is at the newest: so a generation of any session
+/// stands for a revision.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     shared: Assignments,
+    networks: overlay::ByNetwork,
     revision: u64,
     by_node: BTreeMap<NodeId, Session>,
     /// Draining tasks, each with the revision since which its endpoint is draining.
@@ -68,6 +82,7 @@ impl Sessions {
     pub(crate) fn new(state: &State) -> Self {
         let mut sessions = Self {
             shared: shared(state),
+            networks: overlay::networks(state),
             revision: 1,
             by_node: BTreeMap::new(),
             draining: BTreeMap::new(),
@@ -79,14 +94,23 @@ impl Sessions {
     /// Opens the session `id` of `node` in place of any other, and gives its first message.
     pub(crate) fn open(&mut self, state: &State, node: &NodeId, id: SessionId) -> Outgoing {
         let own = own(state, node);
+        let networks = overlay::present(state, node);
+        let of_networks = networks
+            .iter()
+            .filter_map(|network| self.networks.get(network))
+            .flat_map(BTreeMap::values);
         let everything = Delta {
-            put: self.shared.values().chain(own.values()).cloned().collect(),
+            put: (self.shared.values().chain(own.values()))
+                .chain(of_networks)
+                .cloned()
+                .collect(),
             remove: Vec::new(),
         };
         let mut session = Session {
             id,
             generation: 0,
             own,
+            networks,
             applied: None,
             unacknowledged: VecDeque::new(),
         };
@@ -130,19 +154,35 @@ impl Sessions {
         let shared = shared(state);
         let news = Delta::between(&self.shared, &shared);
         self.shared = shared;
-        if !news.is_empty() {
+        let networks = overlay::networks(state);
+        let network_news = overlay::news(&self.networks, &networks);
+        if !news.is_empty() || !network_news.is_empty() {
             self.revision += 1;
         }
         self.note_draining(state);
         let mut outgoing = Vec::new();
         for (node, session) in &mut self.by_node {
             let own = own(state, node);
-            let delta = Delta::between(&session.own, &own).with(&news);
+            let present = overlay::present(state, node);
+            let of_networks = overlay::changes(
+                &session.networks,
+                &present,
+                &self.networks,
+                &networks,
+                &network_news,
+            );
+            let delta = Delta::between(&session.own, &own)
+                .with(&news)
+                .with(&of_networks);
             session.own = own;
-            if !delta.is_empty() {
+            session.networks = present;
+            if delta.is_empty() {
+                session.stand_for(self.revision);
+            } else {
                 outgoing.push((node.clone(), session.next(self.revision, false, delta)));
             }
         }
+        self.networks = networks;
         outgoing
     }
 

@@ -4,4 +4,5 @@ mod acknowledged;
 mod assigned;
 mod heard;
 mod observed;
+mod overlay;
 mod shell;

@@ -4,6 +4,7 @@ use swarm_api::v1;
 use swarm_model::{Node, SessionId};
 
 use super::assignment::{AssignmentKey, EndpointState, Item};
+use super::overlay::{NetworkEndpoint, NetworkService};
 use super::session::Outgoing;
 use crate::store::State;
 
@@ -50,8 +51,58 @@ impl From<&Item> for v1::Assignment {
                 address: endpoint.address.to_string(),
                 state: v1::EndpointState::from(endpoint.state).into(),
             }),
+            Item::NetworkEndpoint(endpoint) => Wire::NetworkEndpoint(endpoint.into()),
+            Item::NetworkService(service) => Wire::NetworkService(service.into()),
         };
         Self { item: Some(item) }
+    }
+}
+
+impl From<&NetworkEndpoint> for v1::NetworkEndpoint {
+    fn from(endpoint: &NetworkEndpoint) -> Self {
+        let NetworkEndpoint {
+            network,
+            task,
+            task_name,
+            service,
+            service_name,
+            node,
+            address,
+            aliases,
+            state,
+        } = endpoint;
+        Self {
+            network_id: network.to_string(),
+            task_id: task.to_string(),
+            task_name: task_name.clone(),
+            service_id: service.to_string(),
+            service_name: service_name.clone(),
+            node_id: node.to_string(),
+            address: address.to_string(),
+            aliases: aliases.clone(),
+            state: v1::EndpointState::from(*state).into(),
+        }
+    }
+}
+
+impl From<&NetworkService> for v1::NetworkService {
+    fn from(on_network: &NetworkService) -> Self {
+        let NetworkService {
+            network,
+            service,
+            name,
+            aliases,
+            vip,
+            mode,
+        } = on_network;
+        Self {
+            network_id: network.to_string(),
+            service_id: service.to_string(),
+            name: name.clone(),
+            aliases: aliases.clone(),
+            vip: vip.map_or_else(String::new, |vip| vip.to_string()),
+            mode: v1::EndpointMode::from(mode).into(),
+        }
     }
 }
 
@@ -74,6 +125,18 @@ impl From<&AssignmentKey> for v1::AssignmentKey {
             AssignmentKey::Peer(id) => Wire::PeerNodeId(id.to_string()),
             AssignmentKey::Service(id) => Wire::ServiceId(id.to_string()),
             AssignmentKey::Endpoint(id) => Wire::EndpointTaskId(id.to_string()),
+            AssignmentKey::NetworkEndpoint(network, task) => {
+                Wire::NetworkEndpoint(v1::NetworkEndpointKey {
+                    network_id: network.to_string(),
+                    task_id: task.to_string(),
+                })
+            }
+            AssignmentKey::NetworkService(network, service) => {
+                Wire::NetworkService(v1::NetworkServiceKey {
+                    network_id: network.to_string(),
+                    service_id: service.to_string(),
+                })
+            }
         };
         Self { key: Some(key) }
     }

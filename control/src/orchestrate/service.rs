@@ -321,6 +321,7 @@ impl<'a> Reconcile<'a> {
                 ..TaskStatus::default()
             },
             ingress_address: None,
+            attachments: Vec::new(),
         }
     }
 }

@@ -90,9 +90,14 @@ impl State {
         self.networks.values()
     }
 
+    /// The network with this id.
+    pub(crate) fn network(&self, id: &NetworkId) -> Option<&Arc<Network>> {
+        self.networks.get(id)
+    }
+
     /// The network that carries published ports.
     pub(crate) fn ingress_network(&self) -> Option<&Arc<Network>> {
-        self.networks.values().find(|network| network.ingress)
+        self.networks.values().find(|network| network.spec.ingress)
     }
 
     /// Makes `changes`, in order. Every object put gets `index` as its `meta.version`, which is

@@ -65,7 +65,10 @@ pub(crate) fn task(number: u8, service: u8, node: Option<u8>) -> Task {
 pub(crate) fn network(number: u8, ingress: bool) -> Network {
     let message = v1::Network {
         id: id(number),
-        ingress,
+        spec: Some(v1::NetworkSpec {
+            ingress,
+            ..v1::NetworkSpec::default()
+        }),
         subnet: "10.255.0.0/16".to_owned(),
         vni: 4096,
         ..v1::Network::default()

@@ -109,7 +109,7 @@ proptest! {
             let named = state.services().find(|service| service.spec.name == name);
             prop_assert_eq!(named, state.service_by_name(&name));
         }
-        let ingress = state.networks().find(|network| network.ingress);
+        let ingress = state.networks().find(|network| network.spec.ingress);
         prop_assert_eq!(ingress, state.ingress_network());
     }
 

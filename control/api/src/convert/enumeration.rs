@@ -1,7 +1,8 @@
 //! Enums: open numbers on the wire, closed in the model.
 
 use swarm_model::{
-    Availability, DesiredState, NodeState, Protocol, RestartCondition, Role, TaskState, UpdateOrder,
+    Availability, DesiredState, EndpointMode, NodeState, Protocol, RestartCondition, Role,
+    TaskState, UpdateOrder,
 };
 
 use super::ConvertError;
@@ -49,6 +50,7 @@ macro_rules! enumerations {
 enumerations! {
     Availability { Active, Pause, Drain } unspecified Active;
     DesiredState { Running, Draining, Shutdown, Remove } unspecified Running;
+    EndpointMode { Vip, Dnsrr } unspecified Vip;
     NodeState { Unknown, Ready, Suspect, Down } unspecified Unknown;
     Protocol { Tcp, Udp } unspecified Tcp;
     RestartCondition { None, OnFailure, Any } unspecified Any;

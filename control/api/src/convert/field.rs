@@ -51,11 +51,20 @@ pub(super) fn parsed<T: FromStr>(
     })
 }
 
+/// Text in the form of `T`, which `expected` names, that may be absent.
+pub(super) fn optional_parsed<T: FromStr>(
+    field: &'static str,
+    expected: &'static str,
+    text: &str,
+) -> Result<Option<T>, ConvertError> {
+    (!text.is_empty())
+        .then(|| parsed(field, expected, text))
+        .transpose()
+}
+
 /// An IP address that may be absent.
 pub(super) fn optional_ip(field: &'static str, text: &str) -> Result<Option<IpAddr>, ConvertError> {
-    (!text.is_empty())
-        .then(|| parsed(field, "an IP address", text))
-        .transpose()
+    optional_parsed(field, "an IP address", text)
 }
 
 /// An IPv4 address that may be absent.
@@ -63,9 +72,7 @@ pub(super) fn optional_ipv4(
     field: &'static str,
     text: &str,
 ) -> Result<Option<Ipv4Addr>, ConvertError> {
-    (!text.is_empty())
-        .then(|| parsed(field, "an IPv4 address", text))
-        .transpose()
+    optional_parsed(field, "an IPv4 address", text)
 }
 
 /// What may be absent, as text.

@@ -9,7 +9,7 @@ use swarm_model::{
 use super::ConvertError;
 use super::enumeration::read;
 use super::field::{
-    epoch_ms, id, labels_to_wire, milliseconds, optional_id, optional_ipv4, optional_text,
+    each, epoch_ms, id, labels_to_wire, milliseconds, optional_id, optional_ipv4, optional_text,
     or_default,
 };
 use crate::v1;
@@ -32,6 +32,7 @@ impl TryFrom<v1::Task> for Task {
             not_before_ms,
             status,
             ingress_address,
+            attachments,
         } = message;
         Ok(Self {
             id: id("task.id", task_id)?,
@@ -47,6 +48,7 @@ impl TryFrom<v1::Task> for Task {
             not_before: Timestamp(not_before_ms),
             status: or_default(status)?,
             ingress_address: optional_ipv4("task.ingress_address", &ingress_address)?,
+            attachments: each(attachments)?,
         })
     }
 }
@@ -67,6 +69,7 @@ impl From<&Task> for v1::Task {
             not_before,
             status,
             ingress_address,
+            attachments,
         } = task;
         Self {
             id: id.to_string(),
@@ -82,6 +85,7 @@ impl From<&Task> for v1::Task {
             not_before_ms: epoch_ms(*not_before),
             status: Some(status.into()),
             ingress_address: optional_text(*ingress_address),
+            attachments: attachments.iter().map(Into::into).collect(),
         }
     }
 }
@@ -135,6 +139,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             resources,
             restart,
             placement,
+            networks,
             force_update,
         } = message;
         Ok(Self {
@@ -142,6 +147,7 @@ impl TryFrom<v1::TaskSpec> for TaskSpec {
             resources: or_default(resources)?,
             restart: or_default(restart)?,
             placement: or_default(placement)?,
+            networks: each(networks)?,
             force_update,
         })
     }
@@ -154,6 +160,7 @@ impl From<&TaskSpec> for v1::TaskSpec {
             resources,
             restart,
             placement,
+            networks,
             force_update,
         } = spec;
         Self {
@@ -161,6 +168,7 @@ impl From<&TaskSpec> for v1::TaskSpec {
             resources: Some(resources.into()),
             restart: Some(restart.into()),
             placement: Some(placement.into()),
+            networks: networks.iter().map(Into::into).collect(),
             force_update: *force_update,
         }
     }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -242,15 +242,40 @@ fn restart() -> impl Strategy<Value = RestartPolicy> {
 }
 
 fn task_spec() -> impl Strategy<Value = TaskSpec> {
-    (container(), resources(), restart(), texts(), any::<u64>()).prop_map(
-        |(container, resources, restart, constraints, force_update)| TaskSpec {
-            container,
-            resources,
-            restart,
-            placement: Placement { constraints },
-            force_update,
-        },
+    (
+        container(),
+        resources(),
+        restart(),
+        texts(),
+        vec(attachment_spec(), 0..3),
+        any::<u64>(),
     )
+        .prop_map(
+            |(container, resources, restart, constraints, networks, force_update)| TaskSpec {
+                container,
+                resources,
+                restart,
+                placement: Placement { constraints },
+                networks,
+                force_update,
+            },
+        )
+}
+
+fn attachment_spec() -> impl Strategy<Value = NetworkAttachmentSpec> {
+    (text(), texts()).prop_map(|(target, aliases)| NetworkAttachmentSpec { target, aliases })
+}
+
+fn attachment() -> impl Strategy<Value = Attachment> {
+    (id(), ipv4(), texts()).prop_map(|(network, address, aliases)| Attachment {
+        network,
+        address,
+        aliases,
+    })
+}
+
+fn endpoint_mode() -> impl Strategy<Value = EndpointMode> {
+    select(vec![EndpointMode::Vip, EndpointMode::Dnsrr])
 }
 
 fn update() -> impl Strategy<Value = UpdateConfig> {
@@ -273,27 +298,31 @@ fn service_spec() -> impl Strategy<Value = ServiceSpec> {
         labels(),
         any::<u64>(),
         task_spec(),
-        vec(port(), 0..3),
+        (vec(port(), 0..3), endpoint_mode()),
         update(),
     )
         .prop_map(
-            |(name, labels, replicas, task, ports, update)| ServiceSpec {
+            |(name, labels, replicas, task, (ports, mode), update)| ServiceSpec {
                 name,
                 labels,
                 mode: ServiceMode::Replicated { replicas },
                 task,
-                endpoint: EndpointSpec { ports },
+                endpoint: EndpointSpec { ports, mode },
                 update,
             },
         )
 }
 
 fn endpoint() -> impl Strategy<Value = Endpoint> {
-    (any::<u32>(), vec(port(), 0..3), text()).prop_map(|(index, ports, error)| Endpoint {
-        index,
-        ports,
-        error,
-    })
+    let vip = (id(), ipv4()).prop_map(|(network, address)| Vip { network, address });
+    (any::<u32>(), vec(port(), 0..3), vec(vip, 0..3), text()).prop_map(
+        |(index, ports, vips, error)| Endpoint {
+            index,
+            ports,
+            vips,
+            error,
+        },
+    )
 }
 
 fn service() -> impl Strategy<Value = Service> {
@@ -365,6 +394,7 @@ fn task() -> impl Strategy<Value = Task> {
         (desired_state(), timestamp(), timestamp()),
         task_status(),
         option::of(ipv4()),
+        vec(attachment(), 0..3),
     )
         .prop_map(
             |(
@@ -375,6 +405,7 @@ fn task() -> impl Strategy<Value = Task> {
                 (desired_state, desired_since, not_before),
                 status,
                 ingress_address,
+                attachments,
             )| Task {
                 id,
                 meta,
@@ -389,28 +420,77 @@ fn task() -> impl Strategy<Value = Task> {
                 not_before,
                 status,
                 ingress_address,
+                attachments,
+            },
+        )
+}
+
+fn subnet() -> impl Strategy<Value = Ipv4Net> {
+    (ipv4(), 0..=32u8).prop_map(|(address, prefix)| Ipv4Net::new(address, prefix).unwrap())
+}
+
+fn subnet6() -> impl Strategy<Value = Ipv6Net> {
+    (any::<[u8; 16]>(), 0..=128u8)
+        .prop_map(|(address, prefix)| Ipv6Net::new(address.into(), prefix).unwrap())
+}
+
+fn network_spec() -> impl Strategy<Value = NetworkSpec> {
+    (
+        (text(), labels()),
+        option::of(subnet()),
+        option::of(ipv4()),
+        option::of(subnet()),
+        option::of(subnet6()),
+        any::<[bool; 4]>(),
+        any::<Option<u16>>(),
+    )
+        .prop_map(
+            |(
+                (name, labels),
+                subnet,
+                gateway,
+                ip_range,
+                subnet6,
+                [ipv6, internal, attachable, ingress],
+                mtu,
+            )| NetworkSpec {
+                name,
+                labels,
+                subnet,
+                gateway,
+                ip_range,
+                subnet6,
+                ipv6,
+                internal,
+                attachable,
+                mtu,
+                ingress,
             },
         )
 }
 
 fn network() -> impl Strategy<Value = Network> {
     (
-        id(),
-        meta(),
-        text(),
-        any::<bool>(),
+        (id(), meta()),
+        network_spec(),
+        subnet(),
         ipv4(),
-        0..=32u8,
+        option::of(subnet6()),
         1..=Vni::LAST.0,
+        text(),
     )
-        .prop_map(|(id, meta, name, ingress, address, prefix, vni)| Network {
-            id,
-            meta,
-            name,
-            ingress,
-            subnet: Ipv4Net::new(address, prefix).unwrap(),
-            vni: Vni(vni),
-        })
+        .prop_map(
+            |((id, meta), spec, subnet, gateway, subnet6, vni, error)| Network {
+                id,
+                meta,
+                spec,
+                subnet,
+                gateway,
+                subnet6,
+                vni: Vni(vni),
+                error,
+            },
+        )
 }
 
 /// `value` through the bytes of `W` and back.
@@ -511,6 +591,23 @@ fn what_is_not_said_takes_the_default() {
     assert_eq!(policy.condition, RestartCondition::Any);
     let port = PortConfig::try_from(v1::PortConfig::default()).unwrap();
     assert_eq!(port.protocol, Protocol::Tcp);
+}
+
+#[test]
+fn a_network_from_before_there_were_specs_is_read() {
+    let network = Network::try_from(v1::Network {
+        id: ID.to_owned(),
+        name: "ingress".to_owned(),
+        ingress: true,
+        subnet: "10.255.0.0/16".to_owned(),
+        vni: 4096,
+        ..v1::Network::default()
+    })
+    .unwrap();
+    assert_eq!(network.spec.name, "ingress");
+    assert!(network.spec.ingress);
+    assert_eq!(network.gateway, Ipv4Addr::new(10, 255, 0, 1));
+    assert_eq!(network.subnet6, None);
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn a_node_knows_the_mesh_and_its_own_tasks() {
 }
 
 /// A node's own idea of what it was told.
-fn follow(known: &mut Assignments, delta: Delta) {
+pub(super) fn follow(known: &mut Assignments, delta: Delta) {
     for key in delta.remove {
         assert!(known.remove(&key).is_some(), "{key:?} was not there");
     }
@@ -122,6 +122,12 @@ fn follow(known: &mut Assignments, delta: Delta) {
             Item::Peer(peer) => AssignmentKey::Peer(peer.node.clone()),
             Item::Service(service) => AssignmentKey::Service(service.service.clone()),
             Item::Endpoint(endpoint) => AssignmentKey::Endpoint(endpoint.task.clone()),
+            Item::NetworkEndpoint(it) => {
+                AssignmentKey::NetworkEndpoint(it.network.clone(), it.task.clone())
+            }
+            Item::NetworkService(it) => {
+                AssignmentKey::NetworkService(it.network.clone(), it.service.clone())
+            }
         };
         known.insert(key, item);
     }

@@ -79,6 +79,7 @@ fn spec(name: &str, published: &[u32]) -> v1::ServiceSpec {
                     published,
                 })
                 .collect(),
+            ..v1::EndpointSpec::default()
         }),
         ..v1::ServiceSpec::default()
     }
@@ -310,6 +311,7 @@ fn task(service: &v1::Service, slot: u64, created_at: u64) -> Task {
             ..TaskStatus::default()
         },
         ingress_address: None,
+        attachments: Vec::new(),
     };
     task.meta.created_at = Timestamp(created_at);
     task

@@ -193,6 +193,7 @@ mod tests {
                 ..TaskStatus::default()
             },
             ingress_address: None,
+            attachments: Vec::new(),
         }
     }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use swarm_api::v1;
 use swarm_model::{
-    ContainerSpec, EndpointSpec, Placement, PortConfig, Resources, RestartCondition, RestartPolicy,
-    Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    ContainerSpec, EndpointMode, EndpointSpec, Placement, PortConfig, Resources, RestartCondition,
+    RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 
 use super::converge::Waiting;
@@ -173,10 +173,12 @@ impl Create {
                 placement: Placement {
                     constraints: self.constraint,
                 },
+                networks: Vec::new(),
                 force_update: 0,
             },
             endpoint: EndpointSpec {
                 ports: self.publish,
+                mode: EndpointMode::default(),
             },
             update: UpdateConfig {
                 parallelism: self.update_parallelism,

@@ -1,0 +1,243 @@
+//! What nodes are told of networks of users.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use swarm_model::{
+    Attachment, DesiredState, EndpointMode, Meta, Network, NetworkAttachmentSpec, NetworkId,
+    NetworkSpec, NodeId, NodeState, ServiceId, SessionId, TaskState, Vip, Vni,
+};
+
+use super::assigned::follow;
+use crate::dispatch::assignment::{AssignmentKey, Assignments, EndpointState, Item, assignments};
+use crate::dispatch::session::Sessions;
+use crate::orchestrate::scenario::Scenario;
+
+fn add_network(swarm: &mut Scenario, name: &str) -> NetworkId {
+    let id = NetworkId::random(&mut rand::rng());
+    let third = swarm.state.networks().count() as u8;
+    swarm.put(Network {
+        id: id.clone(),
+        meta: Meta::default(),
+        spec: NetworkSpec {
+            name: name.to_owned(),
+            ..NetworkSpec::default()
+        },
+        subnet: format!("10.0.{third}.0/24").parse().expect("a subnet"),
+        gateway: Ipv4Addr::new(10, 0, third, 1),
+        subnet6: None,
+        vni: Vni(Vni::FIRST.0 + u32::from(third)),
+        error: String::new(),
+    });
+    id
+}
+
+/// A service on the network `id`, and its tasks there.
+fn add_service(swarm: &mut Scenario, name: &str, replicas: u64, network: &NetworkId) -> ServiceId {
+    let attached = NetworkAttachmentSpec {
+        target: network.to_string(),
+        aliases: vec![format!("{name}-alias")],
+    };
+    let service = swarm.add_service(name, replicas, |spec| spec.task.networks = vec![attached]);
+    swarm.run();
+    attach(swarm, &service, network);
+    service
+}
+
+fn attach(swarm: &mut Scenario, service: &ServiceId, network: &NetworkId) {
+    let mut with_vip = swarm.service(service).clone();
+    with_vip.endpoint.vips = vec![Vip {
+        network: network.clone(),
+        address: Ipv4Addr::new(10, 0, 1, 200),
+    }];
+    swarm.put(with_vip);
+    for task in swarm.tasks(service) {
+        let address = Ipv4Addr::new(10, 0, 1, 10 + task.slot as u8);
+        swarm.edit_task(&task.id, |edited| {
+            edited.attachments = vec![Attachment {
+                network: network.clone(),
+                address,
+                aliases: task.spec.networks[0].aliases.clone(),
+            }];
+        });
+    }
+}
+
+fn of_networks(known: &Assignments) -> Vec<&AssignmentKey> {
+    let keys = known.iter().filter(|(_, item)| match item {
+        Item::Network(network) => !network.spec.ingress,
+        Item::NetworkEndpoint(_) | Item::NetworkService(_) => true,
+        _ => false,
+    });
+    keys.map(|(key, _)| key).collect()
+}
+
+#[test]
+fn only_nodes_with_a_task_on_a_network_hear_of_it() {
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let front = add_network(&mut swarm, "front");
+    let back = add_network(&mut swarm, "back");
+    let web = add_service(&mut swarm, "web", 1, &front);
+    let idle = add_service(&mut swarm, "idle", 0, &front);
+    add_service(&mut swarm, "lonely", 0, &back);
+    let task = swarm.wanted(&web, 1);
+    let home = task.node_id.clone().expect("placed");
+    for node in ["h1", "h2"].map(|name| swarm.node_id(name)) {
+        let known = assignments(&swarm.state, &node);
+        let expected = if node == home {
+            vec![
+                AssignmentKey::Network(front.clone()),
+                AssignmentKey::NetworkEndpoint(front.clone(), task.id.clone()),
+                AssignmentKey::NetworkService(front.clone(), web.clone().min(idle.clone())),
+                AssignmentKey::NetworkService(front.clone(), web.clone().max(idle.clone())),
+            ]
+        } else {
+            Vec::new()
+        };
+        assert_eq!(of_networks(&known), expected.iter().collect::<Vec<_>>());
+    }
+
+    let known = assignments(&swarm.state, &home);
+    let key = AssignmentKey::NetworkEndpoint(front.clone(), task.id.clone());
+    let Some(Item::NetworkEndpoint(endpoint)) = known.get(&key) else {
+        panic!("{known:?}");
+    };
+    assert_eq!(endpoint.task_name, format!("web.1.{}", task.id));
+    assert_eq!(endpoint.service_name, "web");
+    assert_eq!(endpoint.aliases, ["web-alias"]);
+    assert_eq!(endpoint.state, EndpointState::Ready);
+    let key = AssignmentKey::NetworkService(front.clone(), web.clone());
+    let Some(Item::NetworkService(service)) = known.get(&key) else {
+        panic!("{known:?}");
+    };
+    assert_eq!(service.name, "web");
+    assert_eq!(service.aliases, ["web-alias"]);
+    assert_eq!(service.vip, Some(Ipv4Addr::new(10, 0, 1, 200)));
+    assert_eq!(service.mode, EndpointMode::Vip);
+
+    // Its last task there ends.
+    swarm.edit_task(&task.id, |task| task.status.state = TaskState::Failed);
+    assert!(of_networks(&assignments(&swarm.state, &home)).is_empty());
+}
+
+#[test]
+fn endpoints_drain_as_those_of_the_mesh() {
+    use EndpointState::{Draining, Ready, Starting};
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let front = add_network(&mut swarm, "front");
+    let web = add_service(&mut swarm, "web", 2, &front);
+    let h1 = swarm.node_id("h1");
+    let states = |swarm: &Scenario| {
+        let known = assignments(&swarm.state, &h1);
+        let mut states: BTreeMap<NodeId, EndpointState> = BTreeMap::new();
+        for item in known.into_values() {
+            if let Item::NetworkEndpoint(endpoint) = item {
+                states.insert(endpoint.node, endpoint.state);
+            }
+        }
+        ["h1", "h2"].map(|name| states[&swarm.node_id(name)])
+    };
+    for (first, second, expected) in [
+        (NodeState::Ready, NodeState::Ready, [Ready, Ready]),
+        (NodeState::Ready, NodeState::Suspect, [Ready, Draining]),
+        (NodeState::Suspect, NodeState::Suspect, [Ready, Ready]),
+        (NodeState::Down, NodeState::Unknown, [Draining, Ready]),
+    ] {
+        swarm.set_node_state("h1", first);
+        swarm.set_node_state("h2", second);
+        assert_eq!(states(&swarm), expected, "{first:?} {second:?}");
+    }
+    swarm.set_node_state("h1", NodeState::Ready);
+    let on_h1 = |swarm: &Scenario| {
+        let tasks = swarm.tasks(&web);
+        let task = tasks.iter().find(|task| task.node_id.as_ref() == Some(&h1));
+        task.expect("spread").id.clone()
+    };
+    let task = on_h1(&swarm);
+    swarm.edit_task(&task, |task| task.desired_state = DesiredState::Draining);
+    assert_eq!(states(&swarm), [Draining, Ready]);
+    swarm.edit_task(&task, |task| {
+        task.desired_state = DesiredState::Running;
+        task.status.state = TaskState::Starting;
+    });
+    assert_eq!(states(&swarm), [Starting, Ready]);
+}
+
+#[test]
+fn increments_lead_where_the_complete_set_would() {
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let front = add_network(&mut swarm, "front");
+    let back = add_network(&mut swarm, "back");
+    let web = add_service(&mut swarm, "web", 2, &front);
+    let data = add_service(&mut swarm, "data", 1, &back);
+    let mut sessions = Sessions::new(&swarm.state);
+    let nodes = ["h1", "h2"].map(|name| swarm.node_id(name));
+    let mut known = BTreeMap::new();
+    for node in &nodes {
+        let id = SessionId::random(&mut rand::rng());
+        let first = sessions.open(&swarm.state, node, id);
+        let mut own = Assignments::new();
+        follow(&mut own, first.delta);
+        assert_eq!(own, assignments(&swarm.state, node));
+        known.insert(node.clone(), own);
+    }
+    for step in 0..8 {
+        match step {
+            0 => swarm.set_node_state("h2", NodeState::Suspect),
+            1 => attach(&mut swarm, &data, &front),
+            2 => attach(&mut swarm, &data, &back),
+            3 => {
+                let task = swarm.tasks(&web).remove(0).id;
+                swarm.edit_task(&task, |task| task.status.state = TaskState::Failed);
+            }
+            4 => {
+                let task = swarm.tasks(&web).remove(1).id;
+                swarm.edit_task(&task, |task| task.status.state = TaskState::Failed);
+            }
+            5 => {
+                let task = swarm.tasks(&web).remove(0).id;
+                swarm.edit_task(&task, |task| task.status.state = TaskState::Running);
+            }
+            6 => swarm.remove(front.clone()),
+            _ => {}
+        }
+        for (node, outgoing) in sessions.round(&swarm.state) {
+            let own = known.get_mut(&node).expect("has a session");
+            follow(own, outgoing.delta);
+        }
+        for node in &nodes {
+            assert_eq!(known[node], assignments(&swarm.state, node), "step {step}");
+        }
+    }
+}
+
+#[test]
+fn a_node_that_is_not_on_the_network_holds_up_no_drain() {
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let front = add_network(&mut swarm, "front");
+    let web = add_service(&mut swarm, "web", 1, &front);
+    let task = swarm.wanted(&web, 1);
+    let home = task.node_id.clone().expect("placed");
+    let mut sessions = Sessions::new(&swarm.state);
+    let mut at_home = None;
+    for name in ["h1", "h2"] {
+        let node = swarm.node_id(name);
+        let id = SessionId::random(&mut rand::rng());
+        let first = sessions.open(&swarm.state, &node, id.clone());
+        sessions.applied(&node, &id, first.generation);
+        if node == home {
+            at_home = Some(id);
+        }
+    }
+    // The network alone tells of it: no port is published.
+    swarm.edit_task(&task.id, |task| task.desired_state = DesiredState::Draining);
+    let told = sessions.round(&swarm.state);
+    let [(node, outgoing)] = told.as_slice() else {
+        panic!("one node has to know: {told:?}");
+    };
+    assert_eq!(*node, home);
+    assert!(sessions.drained(&swarm.state).is_empty());
+    let session = at_home.expect("opened");
+    sessions.applied(&home, &session, outgoing.generation);
+    assert!(sessions.drained(&swarm.state).contains(&task.id));
+}
