@@ -14,6 +14,7 @@
 //! * A host that is in no swarm runs nothing of it.
 
 mod config;
+mod dns;
 mod ebpf;
 mod error_text;
 mod identity;

@@ -40,6 +40,7 @@ mod op;
 mod pass;
 mod plan;
 mod reconcile;
+mod task_netns;
 mod wanted;
 
 #[cfg(test)]
@@ -48,4 +49,8 @@ mod tests;
 pub(crate) use desired::{
     Backend, Desired, IngressNetwork, LocalNode, Peer, Port, Protocol, Service, Task,
 };
+#[cfg(test)]
+pub(crate) use netns::NetnsDir;
+pub(crate) use netns::{Netns, NetnsError};
 pub(crate) use reconcile::{Applied, NetworkConfig, NetworkError, Reconciler};
+pub(crate) use task_netns::task_netns;

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::control_process::{ControlProcess, Running};
 use crate::config::Config;
+use crate::dns::{Asker, HOST_RESOLV_CONF, NameServerConfig, NameServers};
 use crate::identity::{Connector, Credentials, Membership, StateStore, TlsError};
 use crate::network::{NetworkConfig, NetworkError, Reconciler};
 use crate::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
@@ -57,6 +58,20 @@ impl Active {
         control: Option<(ControlProcess, Running)>,
     ) -> Result<Self, ActiveError> {
         let connector = Connector::with_certificate(credentials)?;
+        let stop = CancellationToken::new();
+        let unfinished = stop.clone().drop_guard();
+        let tasks = TaskTracker::new();
+        let assigned = watch::Sender::new(Arc::new(last_assigned(state)));
+        // Before everything that may take time: tasks that run already are without names.
+        let names = NameServers::new(
+            NameServerConfig {
+                run_dir: config.run_dir.clone(),
+                resolv_conf: PathBuf::from(HOST_RESOLV_CONF),
+            },
+            stop.clone(),
+            tasks.clone(),
+        );
+        tasks.spawn(stopping(&stop, names.clone().follow(assigned.subscribe())));
         let runtime: Arc<dyn Runtime> = Arc::new(
             ContainerdRuntime::connect(ContainerdConfig {
                 socket: config.containerd_socket.clone(),
@@ -70,10 +85,6 @@ impl Active {
             run_dir: config.run_dir.clone(),
             bpffs_dir: config.bpffs_dir.clone(),
         })?);
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
-
-        let assigned = watch::Sender::new(Arc::new(last_assigned(state)));
         let statuses = watch::Sender::new(Arc::new(BTreeMap::<TaskId, TaskStatus>::new()));
         let applied = watch::Sender::new((0, 0));
         let report = watch::Sender::new(Report {
@@ -95,7 +106,10 @@ impl Active {
 
         let worker = Worker {
             runtime: runtime.clone(),
-            network: Arc::new(TaskNetworkOf(network.clone())),
+            network: Arc::new(TaskNetworkOf {
+                network: network.clone(),
+                names: names.clone(),
+            }),
             assigned: assigned.subscribe(),
             statuses: statuses.clone(),
         };
@@ -121,6 +135,7 @@ impl Active {
             tasks.spawn(process.supervise(running, stop.clone()));
         }
         tasks.close();
+        unfinished.disarm();
         Ok(Self {
             membership,
             report: report.subscribe(),
@@ -310,7 +325,11 @@ fn memory_bytes() -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
-struct TaskNetworkOf(Arc<Reconciler>);
+/// A task's network is its namespace with what leads there, and the name server in it.
+struct TaskNetworkOf {
+    network: Arc<Reconciler>,
+    names: NameServers,
+}
 
 #[async_trait]
 impl TaskNetwork for TaskNetworkOf {
@@ -318,14 +337,20 @@ impl TaskNetwork for TaskNetworkOf {
         let address = task
             .ingress_address
             .ok_or("the task has no address on the ingress network")?;
-        self.0
+        let netns_path = self
+            .network
             .prepare_task(&task.id, address.into())
             .await
-            .map_err(|error| crate::error_text(&error))
+            .map_err(|error| crate::error_text(&error))?;
+        let opened = self.names.open(&task.id, Asker::of(task)).await;
+        opened.map_err(|error| crate::error_text(&error))?;
+        Ok(netns_path)
     }
 
     async fn release(&self, task_id: &TaskId) -> Result<(), String> {
-        self.0
+        // First: its sockets would keep the namespace.
+        self.names.close(task_id).await;
+        self.network
             .release_task(task_id)
             .await
             .map_err(|error| crate::error_text(&error))

@@ -12,5 +12,7 @@
 mod assigned;
 mod run;
 
-pub(crate) use assigned::{Assigned, AssignedError, Balanced};
+#[cfg(test)]
+pub(crate) use assigned::NetworkService;
+pub(crate) use assigned::{Assigned, AssignedError, Balanced, NetworkEndpoint};
 pub(crate) use run::{Report, Session, run};

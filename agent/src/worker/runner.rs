@@ -1,5 +1,7 @@
 //! Carries one task through its life.
 
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::clock::Clock;
 use super::step::{End, Step, TaskView, next_step};
+use crate::dns::{HOST_RESOLV_CONF, resolv_conf_for_container};
 use crate::runtime::{
     ContainerState, LABEL_SERVICE_NAME, Runtime, RuntimeError, Signal, TaskContainer,
 };
@@ -23,6 +26,9 @@ const RETRIES_MAX: u32 = 30;
 
 /// Longest error text that is reported; the rest would not be read.
 const ERROR_TEXT_MAX: usize = 2048;
+
+/// What a task without an address calls its own, as Debian does (`127.0.1.1` in `/etc/hosts`).
+const OWN_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 
 /// The part of the network that a task needs.
 #[async_trait]
@@ -333,9 +339,6 @@ fn container_of(task: &Task, netns_path: PathBuf) -> TaskContainer {
     let resources = task.spec.resources;
     let filled = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let hostname = filled(&spec.hostname).unwrap_or_else(|| task.id.short().to_owned());
-    let address = task
-        .ingress_address
-        .map_or("127.0.1.1".to_owned(), |a| a.to_string());
     let mut labels = spec.labels.clone();
     labels.insert(LABEL_SERVICE_NAME.to_owned(), task.service_name.clone());
     TaskContainer {
@@ -344,10 +347,11 @@ fn container_of(task: &Task, netns_path: PathBuf) -> TaskContainer {
         command: spec.command.clone(),
         args: spec.args.clone(),
         env: spec.env.clone(),
-        hosts: format!(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t{hostname}\n"
+        hosts: hosts(task, &hostname),
+        // A host without the file has no search domains.
+        resolv_conf: resolv_conf_for_container(
+            &std::fs::read_to_string(HOST_RESOLV_CONF).unwrap_or_default(),
         ),
-        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         hostname,
         working_dir: filled(&spec.dir),
         user: filled(&spec.user),
@@ -358,6 +362,21 @@ fn container_of(task: &Task, netns_path: PathBuf) -> TaskContainer {
         cpu_limit_nanos: (resources.limit_nano_cpus > 0).then_some(resources.limit_nano_cpus),
         netns_path,
     }
+}
+
+/// The content of a container's `/etc/hosts`. Its own name is its address on the networks of users,
+/// where others reach it at every port, in the order of attachment; without one, its address on the
+/// ingress network.
+fn hosts(task: &Task, hostname: &str) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    let mut addresses: Vec<_> = task.attachments.iter().map(|at| at.address).collect();
+    if addresses.is_empty() {
+        addresses.push(task.ingress_address.unwrap_or(OWN_ADDRESS));
+    }
+    for address in addresses {
+        let _ = writeln!(text, "{address}\t{hostname}");
+    }
+    text
 }
 
 fn words(error: RuntimeError) -> String {
