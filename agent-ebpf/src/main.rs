@@ -2,7 +2,7 @@
 //!
 //! They are attached with clsact in direct-action mode. A packet that is none of their business
 //! leaves with `TC_ACT_UNSPEC`: the next filter on the interface, then the stack, gets it
-//! untouched. IPv4 TCP and UDP on Ethernet; kernels from 6.1.
+//! untouched. IPv4 TCP, UDP and SCTP on Ethernet; kernels from 6.1.
 //!
 //! Deliberately absent: balancing (IPVS does it), address or port rewriting, conntrack, IPv6,
 //! ICMP errors, and state for fragments.

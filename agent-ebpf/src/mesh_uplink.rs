@@ -1,11 +1,16 @@
 //! `mesh_uplink`: tc ingress on an uplink. A packet for a published port goes straight into the
 //! ingress namespace; the host's stack and its netfilter rules never see it.
 
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, TC_ACT_SHOT};
 use aya_ebpf::helpers::bpf_redirect_peer;
 use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, PerCpuHashMap};
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{Config, Counter, PublishedKey, PublishedValue, ServiceStats, capacity};
+use swarm_ebpf_common::{
+    Config, Counter, PublishedKey, PublishedValue, ServiceStats, SourceKey, capacity,
+    published_flag,
+};
 
 use crate::count::count;
 use crate::{NEXT, packet};
@@ -15,6 +20,9 @@ pub static CONFIG: Array<Config> = Array::pinned(1, 0);
 
 #[map(name = "published")]
 static PUBLISHED: HashMap<PublishedKey, PublishedValue> = HashMap::pinned(capacity::PUBLISHED, 0);
+
+#[map(name = "sources")]
+static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(capacity::SOURCES, BPF_F_NO_PREALLOC);
 
 #[map(name = "service_stats")]
 static SERVICE_STATS: PerCpuHashMap<u32, ServiceStats> =
@@ -41,7 +49,16 @@ fn published(ctx: &TcContext) -> Option<i32> {
     let ports = packet::ports(ctx, &ip)?;
     let key = PublishedKey::from_wire(ip.destination_address(), ports.destination, ip.protocol);
     // SAFETY: the value is plain integers; an entry replaced meanwhile is as good.
-    let service = unsafe { PUBLISHED.get(key) }?.service;
+    let entry = unsafe { PUBLISHED.get(key) }?;
+    let (service, flags) = (entry.service, entry.flags);
+    // Before anything else is spent on it, and before the balancer makes a connection of it.
+    if flags & published_flag::SOURCES != 0 {
+        let client = SourceKey::from_wire(ports.destination, ip.protocol, ip.source_address());
+        if SOURCES.get(Key::new(SourceKey::BITS, client)).is_none() {
+            count(Counter::SourceRefused);
+            return Some(TC_ACT_SHOT);
+        }
+    }
     let e1h = CONFIG.get(0)?.e1h_ifindex;
     if e1h == 0 {
         count(Counter::UplinkUnconfigured);

@@ -1,4 +1,4 @@
-//! Reading headers: Ethernet, IPv4, and the ports of TCP and UDP.
+//! Reading headers: Ethernet, IPv4, and the ports of TCP, UDP and SCTP.
 //!
 //! Headers are read in place. Where they are not in the linear part of the packet they are pulled
 //! there first; every access is compared with the packet's end, which the verifier insists on.
@@ -12,6 +12,7 @@ use crate::count::count;
 const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
 const PROTOCOL_TCP: u8 = Protocol::Tcp as u8;
 const PROTOCOL_UDP: u8 = Protocol::Udp as u8;
+const PROTOCOL_SCTP: u8 = Protocol::Sctp as u8;
 const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
 /// Length in bytes of an IPv4 header without options.
 const IPV4_MIN_LEN: usize = size_of::<Ipv4Header>();
@@ -93,12 +94,12 @@ impl Ipv4 {
     }
 }
 
-/// What a TCP or UDP header says. Ports in wire order.
+/// What the header of a transport protocol says. Ports in wire order.
 #[derive(Clone, Copy)]
 pub struct Ports {
     pub source: u16,
     pub destination: u16,
-    /// Zero for UDP. See [`tcp`].
+    /// Zero for UDP and SCTP. See [`tcp`].
     pub tcp_flags: u8,
     pub is_tcp: bool,
 }
@@ -142,7 +143,8 @@ pub fn ipv4(ctx: &TcContext) -> Option<Ipv4> {
 /// The ports; nothing for other protocols, and for fragments after the first, which carry none.
 #[inline(always)]
 pub fn ports(ctx: &TcContext, ip: &Ipv4) -> Option<Ports> {
-    if ip.protocol != PROTOCOL_TCP && ip.protocol != PROTOCOL_UDP {
+    // The ports of all three are their first four bytes.
+    if !matches!(ip.protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP) {
         return None;
     }
     if ip.fragment & FRAGMENT_OFFSET != 0 {

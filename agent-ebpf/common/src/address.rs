@@ -24,6 +24,12 @@ impl Address {
         }
     }
 
+    /// Whether it is a v4-mapped one.
+    #[inline(always)]
+    pub const fn is_ipv4(&self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
+    }
+
     /// The address in ordinary form; IPv4 when v4-mapped.
     pub fn to_ip(self) -> IpAddr {
         let [a, b, c, d] = self.words.map(u32::from_be);

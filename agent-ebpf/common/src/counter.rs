@@ -41,6 +41,8 @@ pub enum Counter {
     Fragments = 8,
     /// Any program: headers cut short or nonsensical, passed through untouched.
     Malformed = 9,
+    /// `mesh_uplink`: a client outside the source ranges of a published port, dropped.
+    SourceRefused = 10,
 }
 
 impl Counter {
@@ -48,7 +50,7 @@ impl Counter {
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// All of them, by index.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::UplinkUnconfigured,
         Self::OutByUplink,
         Self::OutUnroutable,
@@ -59,6 +61,7 @@ impl Counter {
         Self::ReturnFailed,
         Self::Fragments,
         Self::Malformed,
+        Self::SourceRefused,
     ];
 
     /// The name under which it is shown.
@@ -74,6 +77,7 @@ impl Counter {
             Self::ReturnFailed => "return_failed",
             Self::Fragments => "fragments",
             Self::Malformed => "malformed",
+            Self::SourceRefused => "source_refused",
         }
     }
 }

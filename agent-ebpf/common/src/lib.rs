@@ -24,13 +24,16 @@ pub use address::{Address, Mac};
 pub use config::Config;
 pub use counter::{Counter, ServiceStats};
 pub use flow::{FlowKey, FlowValue, flow_state};
-pub use published::{Protocol, PublishedKey, PublishedValue};
+pub use published::{Protocol, PublishedKey, PublishedValue, SourceKey, published_flag};
 
 /// Map names, as in the object and under the pin directory. At most 15 bytes, so that the kernel
 /// (`BPF_OBJ_NAME_LEN`) shows them whole.
 pub mod map {
     /// `HASH` of [`PublishedKey`](crate::PublishedKey) to [`PublishedValue`](crate::PublishedValue).
     pub const PUBLISHED: &str = "published";
+    /// `LPM_TRIE` of [`SourceKey`](crate::SourceKey) to `u32` (always 1): who may use the ports with
+    /// [`published_flag::SOURCES`](crate::published_flag::SOURCES).
+    pub const SOURCES: &str = "sources";
     /// `ARRAY` with one [`Config`](crate::Config).
     pub const CONFIG: &str = "config";
     /// `HASH` of [`Address`](crate::Address) to `u32` (always 1): this node's own addresses.
@@ -50,6 +53,8 @@ pub mod capacity {
     /// {address, port, protocol} triples: 256 node addresses times 64 ports, or one address with
     /// 16 Ki ports.
     pub const PUBLISHED: u32 = 16_384;
+    /// Source ranges of all ports. Not preallocated: only what is there takes memory.
+    pub const SOURCES: u32 = 16_384;
     /// Addresses of one host.
     pub const NODE_ADDRS: u32 = 1_024;
     /// Nodes of one swarm that take in published traffic.

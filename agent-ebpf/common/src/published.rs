@@ -13,6 +13,8 @@ pub enum Protocol {
     Tcp = 6,
     /// UDP.
     Udp = 17,
+    /// SCTP.
+    Sctp = 132,
 }
 
 /// Where clients reach a service: an address of this node, a port, a protocol.
@@ -60,12 +62,74 @@ impl fmt::Debug for PublishedKey {
 pub struct PublishedValue {
     /// Index of the service in the map `service_stats`. Chosen by the agent.
     pub service: u32,
-    /// No flag is defined yet; write 0.
+    /// Bits of [`published_flag`].
     pub flags: u32,
+}
+
+/// Bits of [`PublishedValue::flags`].
+pub mod published_flag {
+    /// Only clients that the map `sources` has for this port may use it.
+    pub const SOURCES: u32 = 1;
+}
+
+/// Who may use a published port: the data of a key of the trie `sources`. All of it but the
+/// address has to match; of the address, the key's prefix.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceKey {
+    port_be: u16,
+    protocol: u8,
+    /// 4 or 6: `::/0` is every IPv6 client and no IPv4 one.
+    family: u8,
+    address: Address,
+}
+
+impl SourceKey {
+    /// Bits before the address.
+    const FIXED_BITS: u32 = 32;
+    /// Bits before an IPv4 address in a v4-mapped one.
+    const MAPPED_BITS: u32 = 96;
+    /// Bits of a whole key.
+    pub const BITS: u32 = Self::FIXED_BITS + 128;
+
+    /// Clients of `port` (host order) within the network of `address` and `length` bits; with the
+    /// number of bits of the key that count.
+    pub fn new(port: u16, protocol: Protocol, address: IpAddr, length: u8) -> (Self, u32) {
+        let before = Self::FIXED_BITS
+            + match address {
+                IpAddr::V4(_) => Self::MAPPED_BITS,
+                IpAddr::V6(_) => 0,
+            };
+        let key = Self::from_wire(port.to_be(), protocol as u8, address.into());
+        (key, before + u32::from(length))
+    }
+
+    /// A client, as read from a packet.
+    #[inline(always)]
+    pub const fn from_wire(port_be: u16, protocol: u8, client: Address) -> Self {
+        Self {
+            port_be,
+            protocol,
+            family: if client.is_ipv4() { 4 } else { 6 },
+            address: client,
+        }
+    }
+}
+
+impl fmt::Debug for SourceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = u16::from_be(self.port_be);
+        write!(
+            f,
+            "{:?} to port {port} protocol {}",
+            self.address, self.protocol
+        )
+    }
 }
 
 const _: () = assert!(size_of::<PublishedKey>() == 20);
 const _: () = assert!(size_of::<PublishedValue>() == 8);
+const _: () = assert!(size_of::<SourceKey>() == 20);
 
 #[cfg(feature = "user")]
 mod pod {
@@ -73,4 +137,6 @@ mod pod {
     unsafe impl aya::Pod for super::PublishedKey {}
     // SAFETY: `repr(C)`, two `u32`, no padding; every bit pattern is a value.
     unsafe impl aya::Pod for super::PublishedValue {}
+    // SAFETY: `repr(C)`, 2 + 1 + 1 + 16 bytes, no padding; integers only.
+    unsafe impl aya::Pod for super::SourceKey {}
 }

@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::Path;
 
+use aya::maps::lpm_trie::Key;
 use aya::maps::{MapInfo, MapType};
 use swarm_ebpf_common::{
     Address, Config, Counter, FlowKey, FlowValue, Mac, PublishedKey, PublishedValue, ServiceStats,
-    capacity, map,
+    SourceKey, capacity, map,
 };
 
 use super::MeshError;
@@ -23,8 +24,9 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 7] = [
+pub(super) const LAYOUTS: [Layout; 8] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
+    Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
     Layout::of::<Address, u32>(map::NODE_ADDRS, MapType::Hash, capacity::NODE_ADDRS),
     Layout::of::<Mac, u32>(map::INGRESS_MACS, MapType::Hash, capacity::INGRESS_MACS),

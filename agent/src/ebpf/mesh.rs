@@ -7,15 +7,16 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use swarm_ebpf_common::{Address, Mac, map};
 
-use super::reconcile::{Changed, reconcile};
+use super::reconcile::{Changed, reconcile, reconcile_trie};
 use super::{
     Attached, Config, Counter, FlowKey, FlowValue, Program, PublishedKey, PublishedValue,
-    ServiceStats, TcError, bpffs, layout, program, tc,
+    ServiceStats, SourceKey, TcError, bpffs, layout, program, tc,
 };
 
 /// Why the mesh's eBPF could not be loaded, changed or attached.
@@ -132,6 +133,7 @@ pub(crate) struct Mesh {
     object: Ebpf,
     config: Array<MapData, Config>,
     published: HashMap<MapData, PublishedKey, PublishedValue>,
+    sources: LpmTrie<MapData, SourceKey, u32>,
     node_addrs: HashMap<MapData, Address, u32>,
     ingress_macs: HashMap<MapData, Mac, u32>,
     flow: HashMap<MapData, FlowKey, FlowValue>,
@@ -158,6 +160,7 @@ impl Mesh {
         Ok(Self {
             config: take(&mut object, map::CONFIG)?,
             published: take(&mut object, map::PUBLISHED)?,
+            sources: take(&mut object, map::SOURCES)?,
             node_addrs: take(&mut object, map::NODE_ADDRS)?,
             ingress_macs: take(&mut object, map::INGRESS_MACS)?,
             flow: take(&mut object, map::FLOW)?,
@@ -209,6 +212,19 @@ impl Mesh {
                 source,
             })?;
         Ok(changed)
+    }
+
+    /// Makes exactly these the clients that may use ports published with source ranges. Each with
+    /// the number of bits of the key that count.
+    pub(crate) fn set_sources(
+        &mut self,
+        desired: &BTreeSet<(u32, SourceKey)>,
+    ) -> Result<Changed, MeshError> {
+        let desired = desired.iter().map(|source| (*source, 1)).collect();
+        reconcile_trie(&mut self.sources, &desired).map_err(|source| MeshError::UseMap {
+            map: map::SOURCES,
+            source,
+        })
     }
 
     fn forget_services(

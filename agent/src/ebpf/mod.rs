@@ -27,5 +27,6 @@ pub(crate) use program::{Direction, Program};
 pub(crate) use reconcile::Changed;
 pub(crate) use swarm_ebpf_common::{
     Config, Counter, FlowKey, FlowValue, Protocol, PublishedKey, PublishedValue, ServiceStats,
+    SourceKey, published_flag,
 };
 pub(crate) use tc::{Attached, TcError};

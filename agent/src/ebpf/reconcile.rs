@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 
 /// How much a call changed in the kernel.
@@ -57,6 +58,32 @@ pub(super) fn reconcile<K: Ord + Pod, V: PartialEq + Pod>(
     }
     for (key, value) in &plan.write {
         map.insert(key, value, 0)?;
+    }
+    Ok(Changed {
+        written: plan.write.len(),
+        removed: plan.remove.len(),
+    })
+}
+
+/// As [`reconcile`], of a trie: each key with the number of its bits that count.
+pub(super) fn reconcile_trie<K: Ord + Pod, V: PartialEq + Pod>(
+    trie: &mut LpmTrie<MapData, K, V>,
+    desired: &BTreeMap<(u32, K), V>,
+) -> Result<Changed, MapError> {
+    let mut observed = BTreeMap::new();
+    for entry in trie.iter() {
+        let (key, value) = entry?;
+        observed.insert((key.prefix_len(), key.data()), value);
+    }
+    let plan = plan(&observed, desired);
+    for (bits, key) in &plan.remove {
+        match trie.remove(&Key::new(*bits, *key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for ((bits, key), value) in &plan.write {
+        trie.insert(&Key::new(*bits, *key), value, 0)?;
     }
     Ok(Changed {
         written: plan.write.len(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use swarm_model::{NodeId, ServiceId, TaskId};
+use swarm_model::{NodeId, PortConfig, ServiceId, TaskId};
 
 /// Everything the kernel of this node is to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,30 +71,11 @@ pub(crate) struct Service {
     /// The service's slot in the eBPF counters: unique on this node, the same for as long as the
     /// service exists.
     pub(crate) index: u32,
-    /// Its published ports. Where two services publish the same one, the lower service id has it.
-    pub(crate) ports: Vec<Port>,
-    /// Its tasks that take connections, and those that are draining.
+    /// Its published ports, their numbers chosen. Where two services publish the same one, the lower
+    /// service id has it.
+    pub(crate) ports: Vec<PortConfig>,
+    /// Its tasks that have not ended.
     pub(crate) backends: Vec<Backend>,
-}
-
-/// One published port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Port {
-    /// Transport protocol.
-    pub(crate) protocol: Protocol,
-    /// Port on every node.
-    pub(crate) published: u16,
-    /// Port in the task.
-    pub(crate) target: u16,
-}
-
-/// Transport protocol of a published port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 /// A task behind a service.
@@ -102,6 +83,19 @@ pub(crate) enum Protocol {
 pub(crate) struct Backend {
     /// The task's address on the ingress network.
     pub(crate) address: IpAddr,
-    /// Its weight; 0 while draining: no new connections, the old ones run on.
-    pub(crate) weight: u32,
+    /// Whether it is on this node.
+    pub(crate) local: bool,
+    /// Whether it takes connections.
+    pub(crate) state: BackendState,
+}
+
+/// Whether a task takes connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum BackendState {
+    /// Not yet.
+    Starting,
+    /// Yes.
+    Ready,
+    /// No new ones; the old ones run on.
+    Draining,
 }

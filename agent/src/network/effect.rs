@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use swarm_ipvs::Op as IpvsOp;
+use swarm_ipvs::{Destination, Op as IpvsOp};
 
 use super::model::{
     Attached, Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Namespace, Observed, Place,
@@ -76,6 +76,7 @@ impl Observed {
             | Op::SetNodeAddresses(_)
             | Op::SetIngressMacs(_)
             | Op::SetPublished(_)
+            | Op::SetSources(_)
             | Op::RemovePins => {
                 if let Ok(maps) = &mut self.mesh {
                     maps.apply(op);
@@ -262,6 +263,7 @@ impl MeshMaps {
             Op::SetNodeAddresses(addresses) => self.node_addresses = Some(addresses.clone()),
             Op::SetIngressMacs(macs) => self.ingress_macs = Some(macs.clone()),
             Op::SetPublished(published) => self.published = Some(published.clone()),
+            Op::SetSources(sources) => self.sources = Some(sources.clone()),
             Op::RemovePins => *self = Self::default(),
             _ => {}
         }
@@ -277,6 +279,7 @@ fn apply_ipvs(table: &mut IpvsTable, op: &IpvsOp) {
                 .or_insert_with(|| Balanced {
                     config: service.config,
                     destinations: BTreeMap::new(),
+                    order: Vec::new(),
                 });
         }
         IpvsOp::DeleteService(key) => {
@@ -284,14 +287,16 @@ fn apply_ipvs(table: &mut IpvsTable, op: &IpvsOp) {
         }
         IpvsOp::AddDestination(key, destination) | IpvsOp::UpdateDestination(key, destination) => {
             if let Some(balanced) = table.get_mut(key) {
-                balanced
-                    .destinations
-                    .insert(destination.key, destination.config);
+                let Destination { key, config } = *destination;
+                if balanced.destinations.insert(key, config).is_none() {
+                    balanced.order.push(key);
+                }
             }
         }
         IpvsOp::DeleteDestination(key, destination) => {
             if let Some(balanced) = table.get_mut(key) {
                 balanced.destinations.remove(destination);
+                balanced.order.retain(|key| key != destination);
             }
         }
         IpvsOp::Flush => table.clear(),

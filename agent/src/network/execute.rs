@@ -229,6 +229,7 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
         Op::SetNodeAddresses(addresses) => kernel.mesh()?.set_node_addresses(addresses)?,
         Op::SetIngressMacs(macs) => kernel.mesh()?.set_ingress_macs(macs)?,
         Op::SetPublished(published) => kernel.mesh()?.set_published(published)?,
+        Op::SetSources(sources) => kernel.mesh()?.set_sources(sources)?,
         Op::RemovePins => kernel.mesh.remove_pins()?,
         Op::Ipvs(op) => {
             if let Some(ipvs) = kernel.ipvs()? {

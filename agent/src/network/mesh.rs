@@ -6,11 +6,14 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::ebpf::{self, Changed, Config, Mesh, MeshError, PublishedKey, PublishedValue};
+use swarm_model::Protocol;
+
+use crate::ebpf::{
+    self, Changed, Config, Mesh, MeshError, PublishedKey, PublishedValue, SourceKey, published_flag,
+};
 use crate::error_text::error_text;
 
-use super::desired::Protocol;
-use super::model::{Attached, Mac, MeshConfig, MeshMaps, Program, Published};
+use super::model::{Attached, Mac, MeshConfig, MeshMaps, Program, Published, PublishedAs, Source};
 
 /// The loaded programs and what was last written into their maps.
 ///
@@ -28,7 +31,8 @@ struct Written {
     config: Option<Config>,
     node_addresses: Option<BTreeSet<IpAddr>>,
     ingress_macs: Option<BTreeMap<Mac, u32>>,
-    published: Option<BTreeMap<Published, u32>>,
+    published: Option<BTreeMap<Published, PublishedAs>>,
+    sources: Option<BTreeSet<Source>>,
 }
 
 impl fmt::Debug for LoadedMesh {
@@ -109,6 +113,7 @@ impl LoadedMesh {
             node_addresses,
             ingress_macs,
             published,
+            sources,
         } = self.written.clone();
         let mut changed = Changed::default();
         let mut note = |outcome: Changed| {
@@ -126,6 +131,9 @@ impl LoadedMesh {
         }
         if let Some(macs) = &ingress_macs {
             note(self.mesh.set_ingress_macs(&octets(macs))?);
+        }
+        if let Some(sources) = &sources {
+            note(self.mesh.set_sources(&source_keys(sources))?);
         }
         if let Some(published) = &published {
             note(self.mesh.set_published(&entries(published))?);
@@ -145,6 +153,7 @@ impl LoadedMesh {
             node_addresses,
             ingress_macs,
             published,
+            sources,
         })
     }
 
@@ -175,10 +184,17 @@ impl LoadedMesh {
     /// Publishes exactly these ports.
     pub(super) fn set_published(
         &mut self,
-        published: &BTreeMap<Published, u32>,
+        published: &BTreeMap<Published, PublishedAs>,
     ) -> Result<(), MeshError> {
         self.mesh.set_published(&entries(published))?;
         self.written.published = Some(published.clone());
+        Ok(())
+    }
+
+    /// Lets exactly these clients use restricted ports.
+    pub(super) fn set_sources(&mut self, sources: &BTreeSet<Source>) -> Result<(), MeshError> {
+        self.mesh.set_sources(&source_keys(sources))?;
+        self.written.sources = Some(sources.clone());
         Ok(())
     }
 
@@ -208,22 +224,40 @@ fn octets(macs: &BTreeMap<Mac, u32>) -> BTreeMap<[u8; 6], u32> {
     macs.iter().map(|(mac, node)| (mac.0, *node)).collect()
 }
 
-fn entries(published: &BTreeMap<Published, u32>) -> BTreeMap<PublishedKey, PublishedValue> {
-    let entry = |(entry, service): (&Published, &u32)| {
-        let protocol = match entry.protocol {
-            Protocol::Tcp => ebpf::Protocol::Tcp,
-            Protocol::Udp => ebpf::Protocol::Udp,
+fn protocol(protocol: Protocol) -> ebpf::Protocol {
+    match protocol {
+        Protocol::Tcp => ebpf::Protocol::Tcp,
+        Protocol::Udp => ebpf::Protocol::Udp,
+        Protocol::Sctp => ebpf::Protocol::Sctp,
+    }
+}
+
+fn entries(published: &BTreeMap<Published, PublishedAs>) -> BTreeMap<PublishedKey, PublishedValue> {
+    let entry = |(entry, published): (&Published, &PublishedAs)| {
+        let key = PublishedKey::new(entry.address, entry.port, protocol(entry.protocol));
+        let flags = if published.restricted {
+            published_flag::SOURCES
+        } else {
+            0
         };
-        let key = PublishedKey::new(entry.address, entry.port, protocol);
-        (
-            key,
-            PublishedValue {
-                service: *service,
-                flags: 0,
-            },
-        )
+        let service = published.service;
+        (key, PublishedValue { service, flags })
     };
     published.iter().map(entry).collect()
+}
+
+fn source_keys(sources: &BTreeSet<Source>) -> BTreeSet<(u32, SourceKey)> {
+    let key = |source: &Source| {
+        let Source {
+            port,
+            protocol: of,
+            net,
+        } = *source;
+        let net = net.trunc();
+        let (key, bits) = SourceKey::new(port, protocol(of), net.addr(), net.prefix_len());
+        (bits, key)
+    };
+    sources.iter().map(key).collect()
 }
 
 /// Takes away what is in a program's place on a link of the calling thread's namespace.

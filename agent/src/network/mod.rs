@@ -8,7 +8,8 @@
 //! ```
 //!
 //! * [`desired`] is what the worker asks for, [`model`] the kernel as data, [`op`] the operations
-//!   on it and [`effect`] what they do to it. [`wanted`] turns what is desired into a kernel,
+//!   on it and [`effect`] what they do to it. [`wanted`] turns what is desired into a kernel
+//!   ([`balance`] what of it is about published ports),
 //!   [`plan`] finds the operations between two kernels. All of that is pure.
 //! * [`observe`] reads the kernel, [`execute`] carries operations out, both through the sockets in
 //!   [`kernel`]. [`pass`] is one round of it all, [`reconcile`] decides when there is one.
@@ -24,6 +25,7 @@
 //! open sockets and what was last written into the eBPF maps. Address families: every type takes IPv6 addresses; [`observe`] and [`wanted`] deal
 //! with IPv4 alone so far.
 
+mod balance;
 mod connection;
 mod desired;
 mod effect;
@@ -47,7 +49,7 @@ mod wanted;
 mod tests;
 
 pub(crate) use desired::{
-    Backend, Desired, IngressNetwork, LocalNode, Peer, Port, Protocol, Service, Task,
+    Backend, BackendState, Desired, IngressNetwork, LocalNode, Peer, Service, Task,
 };
 #[cfg(test)]
 pub(crate) use netns::NetnsDir;

@@ -5,10 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use swarm_ipvs::{DestinationConfig, DestinationKey, ServiceConfig, ServiceKey};
-use swarm_model::TaskId;
+use swarm_ipvs::{DestinationConfig, DestinationKey, Name, ServiceConfig, ServiceKey};
+use swarm_model::{Protocol, TaskId};
 
-use super::desired::Protocol;
 use super::names::{INGRESS_NETNS, TASK_NETNS_PREFIX};
 
 /// A MAC address.
@@ -212,13 +211,51 @@ pub(super) struct Published {
     pub(super) protocol: Protocol,
 }
 
+/// What is published there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PublishedAs {
+    /// The service's index in the counters.
+    pub(super) service: u32,
+    /// Whether only clients listed in [`MeshMaps::sources`] may use it.
+    pub(super) restricted: bool,
+}
+
+/// A network whose clients may use a restricted port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Source {
+    /// Port.
+    pub(super) port: u16,
+    /// Transport protocol.
+    pub(super) protocol: Protocol,
+    /// The network.
+    pub(super) net: IpNet,
+}
+
 /// An IPVS service but for its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Eq)]
 pub(super) struct Balanced {
     /// How it behaves.
     pub(super) config: ServiceConfig,
     /// Its destinations.
     pub(super) destinations: BTreeMap<DestinationKey, DestinationConfig>,
+    /// The same in the order they were added, which is part of what Maglev's table is made from.
+    pub(super) order: Vec<DestinationKey>,
+}
+
+impl Balanced {
+    /// Whether nodes agree on a choice only when they added the destinations in the same order.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.config.scheduler == Name::MH
+    }
+}
+
+impl PartialEq for Balanced {
+    /// The order counts where the scheduler looks at it.
+    fn eq(&self, other: &Self) -> bool {
+        self.config == other.config
+            && self.destinations == other.destinations
+            && (!self.is_ordered() || self.order == other.order)
+    }
 }
 
 /// The table of the ingress namespace.
@@ -243,8 +280,10 @@ pub(super) struct MeshMaps {
     pub(super) node_addresses: Option<BTreeSet<IpAddr>>,
     /// MAC addresses of the ingress nodes, each with a number of the node.
     pub(super) ingress_macs: Option<BTreeMap<Mac, u32>>,
-    /// Published ports, each with the service's index in the counters.
-    pub(super) published: Option<BTreeMap<Published, u32>>,
+    /// Published ports.
+    pub(super) published: Option<BTreeMap<Published, PublishedAs>>,
+    /// Who may use those that are restricted.
+    pub(super) sources: Option<BTreeSet<Source>>,
 }
 
 /// What was seen of the kernel.

@@ -70,6 +70,8 @@ pub(super) const INGRESS_SYSCTLS: &[(&str, &str)] = &[
     ("ipv4/conf/default/send_redirects", "0"),
     // Frames that are only bridged must not pass the netfilter hooks that IPVS sits on.
     ("bridge/bridge-nf-call-iptables", "0"),
+    // A published port without a ready task refuses every client at once, not one in a second.
+    ("ipv4/icmp_ratelimit", "0"),
     ("ipv4/vs/conntrack", "0"),
     // A connection to a destination that is gone is rescheduled by its next packet, ...
     ("ipv4/vs/expire_nodest_conn", "1"),

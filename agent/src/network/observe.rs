@@ -82,16 +82,19 @@ fn ipvs_table(kernel: &mut Kernel) -> Result<Result<IpvsTable, String>, KernelEr
     let mut table = IpvsTable::new();
     for entry in ipvs.services()? {
         let key = entry.service.key;
-        let destinations = ipvs
-            .destinations(&key)?
-            .into_iter()
-            .map(|entry| (entry.destination.key, entry.destination.config))
-            .collect();
+        let destinations = ipvs.destinations(&key)?;
+        // The kernel puts each new one at the head of its list (`__ip_vs_update_dest`), and dumps
+        // the list from there.
+        let order = destinations.iter().rev();
         table.insert(
             key,
             Balanced {
                 config: entry.service.config,
-                destinations,
+                order: order.map(|entry| entry.destination.key).collect(),
+                destinations: destinations
+                    .iter()
+                    .map(|entry| (entry.destination.key, entry.destination.config))
+                    .collect(),
             },
         );
     }

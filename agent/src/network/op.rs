@@ -8,7 +8,10 @@ use ipnet::IpNet;
 use swarm_ipvs::Op as IpvsOp;
 use swarm_model::TaskId;
 
-use super::model::{Device, Mac, MeshConfig, Place, PortFlags, Program, Published, Route, Vxlan};
+use super::model::{
+    Device, Mac, MeshConfig, Place, PortFlags, Program, Published, PublishedAs, Route, Source,
+    Vxlan,
+};
 use super::names::task_port;
 
 /// One end of a new veth pair.
@@ -103,7 +106,9 @@ pub(super) enum Op {
     /// Say who the ingress nodes are.
     SetIngressMacs(BTreeMap<Mac, u32>),
     /// Say what is published.
-    SetPublished(BTreeMap<Published, u32>),
+    SetPublished(BTreeMap<Published, PublishedAs>),
+    /// Say who may use published ports that are restricted.
+    SetSources(BTreeSet<Source>),
     /// Change the IPVS table.
     Ipvs(IpvsOp),
     /// Remove the pinned maps.
@@ -155,6 +160,7 @@ impl Op {
             | Self::SetNodeAddresses(_)
             | Self::SetIngressMacs(_)
             | Self::SetPublished(_)
+            | Self::SetSources(_)
             | Self::Ipvs(_)
             | Self::RemovePins => Vec::new(),
         }
@@ -315,6 +321,13 @@ impl fmt::Display for Op {
             Self::SetIngressMacs(_) => f.write_str("write the ingress nodes of the mesh"),
             Self::SetPublished(published) => {
                 write!(f, "publish {} ports on the mesh", published.len())
+            }
+            Self::SetSources(sources) => {
+                write!(
+                    f,
+                    "write {} source ranges of published ports",
+                    sources.len()
+                )
             }
             Self::Ipvs(op) => write!(f, "ipvs: {op}"),
             Self::RemovePins => f.write_str("remove the pinned maps of the mesh"),

@@ -4,12 +4,12 @@
 //! between, what is missing is made before what is left over goes. A port whose tasks move keeps
 //! working throughout.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use swarm_ipvs::{Destination, Op as IpvsOp, Service as IpvsService};
+use swarm_ipvs::{Destination, DestinationKey, Op as IpvsOp, Service as IpvsService};
 
 use super::desired::Desired;
-use super::model::{Device, IpvsTable, Link, LinkKind, MeshMaps, Observed, Place};
+use super::model::{Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Observed, Place};
 use super::names::{BRIDGE, HOST_PREFIX, INGRESS_VETH, LOOPBACK, VXLAN, is_task_port};
 use super::op::{Op, VethEnd};
 use super::wanted::{Problem, Wanted, wanted};
@@ -363,7 +363,7 @@ impl Planner<'_> {
     }
 
     /// Services and destinations that are missing or different. Destinations in ascending order:
-    /// schedulers that hash agree between nodes only when all nodes add them in the same order.
+    /// nodes agree on Maglev's choices only when all have added them in the same order.
     fn balance(&mut self) {
         let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {
             return;
@@ -382,10 +382,16 @@ impl Planner<'_> {
                 }
                 Some(_) => {}
             }
+            let moved = moved(old, balanced);
             for (&to, &config) in &balanced.destinations {
                 let destination = Destination { key: to, config };
                 match old.and_then(|old| old.destinations.get(&to)) {
                     None => ops.push(Op::Ipvs(IpvsOp::AddDestination(key, destination))),
+                    Some(_) if moved.contains(&to) => {
+                        // The kernel finds its connections again when it is added anew.
+                        ops.push(Op::Ipvs(IpvsOp::DeleteDestination(key, to)));
+                        ops.push(Op::Ipvs(IpvsOp::AddDestination(key, destination)));
+                    }
                     Some(old) if *old != config => {
                         ops.push(Op::Ipvs(IpvsOp::UpdateDestination(key, destination)));
                     }
@@ -396,13 +402,21 @@ impl Planner<'_> {
         self.emit_all(ops);
     }
 
+    /// Source ranges before the ports that look at them, and those of before after that: while a
+    /// port changes its ranges, the clients of both may use it.
     fn publish(&mut self) {
         let (Ok(now), Some(wanted)) = (&self.now.mesh, &self.wanted.mesh) else {
             return;
         };
-        if let Some(published) = differing(&now.published, &wanted.published) {
-            self.emit(Op::SetPublished(published));
-        }
+        let before = now.sources.iter().flatten();
+        let all = wanted.sources.iter().flatten().chain(before);
+        let sources = wanted.sources.is_some().then(|| all.copied().collect());
+        let ops = [
+            differing(&now.sources, &sources).map(Op::SetSources),
+            differing(&now.published, &wanted.published).map(Op::SetPublished),
+            differing(&sources, &wanted.sources).map(Op::SetSources),
+        ];
+        self.emit_all(ops.into_iter().flatten().collect());
     }
 
     /// From links that stay.
@@ -529,6 +543,21 @@ fn missing<'a, K: Ord, V: PartialEq>(
 /// What is wanted, when that is known and not what there is.
 fn differing<T: Clone + PartialEq>(now: &Option<T>, wanted: &Option<T>) -> Option<T> {
     wanted.clone().filter(|wanted| now.as_ref() != Some(wanted))
+}
+
+/// The destinations that are to be there in a certain order and are in another: those behind the
+/// first that is missing or not in its place.
+fn moved(old: Option<&Balanced>, wanted: &Balanced) -> BTreeSet<DestinationKey> {
+    let Some(old) = old.filter(|_| wanted.is_ordered()) else {
+        return BTreeSet::new();
+    };
+    let mut places = old.order.iter();
+    let in_place = |to: &&DestinationKey| places.any(|at| at == *to);
+    let staying = wanted.destinations.keys().take_while(in_place).count();
+    let rest = wanted.destinations.keys().skip(staying);
+    rest.filter(|to| old.destinations.contains_key(to))
+        .copied()
+        .collect()
 }
 
 /// Destinations and services that nobody wants.

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use swarm_ipvs::{DestinationConfig, DestinationKey, Name, Service as IpvsService, ServiceKey};
 use swarm_model::TaskId;
 
-use super::desired::{Backend, Desired, Port, Protocol};
+use super::balance::{Balance, NodeAddresses, balance};
+use super::desired::Desired;
 use super::model::{
-    Attached, Balanced, Device, IpvsTable, Link, LinkKind, Mac, MeshConfig, MeshMaps, Namespace,
-    Observed, Place, PortFlags, Program, Published, Route, Vxlan,
+    Attached, Device, IpvsTable, Link, LinkKind, Mac, MeshConfig, MeshMaps, Namespace, Observed,
+    Place, PortFlags, Program, Route, Vxlan,
 };
 use super::names::{
     BRIDGE, DEFAULT_MTU, EGRESS_GATEWAY, EGRESS_LOCAL, HOST_LINK_SYSCTLS, HOST_PREFIX, HOST_VETH,
@@ -97,7 +97,12 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         .addresses
         .iter()
         .filter(|(name, _)| uplinks.contains(name));
-    let node_addresses: BTreeSet<IpAddr> = on_uplinks.map(|(_, net)| net.addr()).collect();
+    let mut by_address = NodeAddresses::new();
+    for (link, net) in on_uplinks {
+        let links = by_address.entry(net.addr()).or_default();
+        links.insert(link.clone());
+    }
+    let node_addresses: BTreeSet<IpAddr> = by_address.keys().copied().collect();
     let mut problems = Vec::new();
 
     let underlay_mtu = underlay_mtu(host, desired.local.vtep).unwrap_or_else(|| {
@@ -132,7 +137,11 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
     draft.settings();
 
     let mut wanted = draft.wanted;
-    let (table, published) = balanced(desired, &node_addresses);
+    let Balance {
+        table,
+        published,
+        sources,
+    } = balance(desired.services.values(), &by_address);
     wanted.ipvs = observed.ipvs.is_ok().then_some(table);
     wanted.mesh = observed.mesh.is_ok().then(|| MeshMaps {
         config: Some(MeshConfig {
@@ -147,6 +156,7 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         } else {
             BTreeMap::new()
         }),
+        sources: Some(sources),
     });
     (wanted, problems)
 }
@@ -170,68 +180,6 @@ fn ingress_macs(desired: &Desired) -> BTreeMap<Mac, u32> {
 fn node_number(ingress: IpAddr) -> u32 {
     let [_, _, octets @ ..] = Mac::of(ingress).0;
     u32::from_be_bytes(octets)
-}
-
-/// The balancer's table and the ports it makes reachable: every published port at every address of
-/// the node.
-fn balanced(
-    desired: &Desired,
-    node_addresses: &BTreeSet<IpAddr>,
-) -> (IpvsTable, BTreeMap<Published, u32>) {
-    let mut table = IpvsTable::new();
-    let mut published = BTreeMap::new();
-    for service in desired.services.values() {
-        for port in &service.ports {
-            let destinations = destinations(port, &service.backends);
-            for &address in node_addresses {
-                let entry = Published {
-                    address,
-                    port: port.published,
-                    protocol: port.protocol,
-                };
-                if published.contains_key(&entry) {
-                    continue;
-                }
-                published.insert(entry, service.index);
-                let key = ServiceKey::Address {
-                    protocol: match port.protocol {
-                        Protocol::Tcp => swarm_ipvs::Protocol::TCP,
-                        Protocol::Udp => swarm_ipvs::Protocol::UDP,
-                    },
-                    address,
-                    port: port.published,
-                };
-                let config = IpvsService::new(key, Name::RR).config;
-                table.insert(
-                    key,
-                    Balanced {
-                        config,
-                        destinations: destinations.clone(),
-                    },
-                );
-            }
-        }
-    }
-    (table, published)
-}
-
-fn destinations(port: &Port, backends: &[Backend]) -> BTreeMap<DestinationKey, DestinationConfig> {
-    backends
-        .iter()
-        .map(|backend| {
-            let key = DestinationKey {
-                address: backend.address,
-                port: port.target,
-            };
-            (
-                key,
-                DestinationConfig {
-                    weight: backend.weight,
-                    ..DestinationConfig::default()
-                },
-            )
-        })
-        .collect()
 }
 
 /// A [`Wanted`] in the making.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use swarm_model::{NodeId, Protocol, TaskId};
+use swarm_model::{NodeId, TaskId};
 
-use crate::network::{self, Backend, Desired, IngressNetwork, LocalNode, Port};
+use crate::network::{self, Backend, BackendState, Desired, IngressNetwork, LocalNode};
 use crate::session::{Assigned, Balanced};
 
 /// The network of node `own`, with namespaces for `local_tasks`. None while this node has no place
@@ -55,21 +55,25 @@ pub(crate) fn desired_network(
             .iter()
             .map(|(id, address)| (id.clone(), IpAddr::V4(*address)))
             .collect(),
-        services: services(assigned),
+        services: services(assigned, own),
     })
 }
 
-fn services(assigned: &Assigned) -> BTreeMap<swarm_model::ServiceId, network::Service> {
+fn services(
+    assigned: &Assigned,
+    own: &NodeId,
+) -> BTreeMap<swarm_model::ServiceId, network::Service> {
     let mut backends: BTreeMap<_, Vec<Backend>> = BTreeMap::new();
     for endpoint in assigned.endpoints.values() {
-        let weight = match endpoint.balanced {
-            Balanced::NotYet => continue,
-            Balanced::Yes => 1,
-            Balanced::NoMore => 0,
+        let state = match endpoint.balanced {
+            Balanced::NotYet => BackendState::Starting,
+            Balanced::Yes => BackendState::Ready,
+            Balanced::NoMore => BackendState::Draining,
         };
         let backend = Backend {
             address: endpoint.address.into(),
-            weight,
+            local: endpoint.node_id == *own,
+            state,
         };
         backends
             .entry(&endpoint.service_id)
@@ -80,17 +84,9 @@ fn services(assigned: &Assigned) -> BTreeMap<swarm_model::ServiceId, network::Se
         .services
         .iter()
         .map(|(id, service)| {
-            let ports = service.ports.iter().map(|port| Port {
-                protocol: match port.protocol {
-                    Protocol::Tcp => network::Protocol::Tcp,
-                    Protocol::Udp => network::Protocol::Udp,
-                },
-                published: port.published,
-                target: port.target,
-            });
             let service = network::Service {
                 index: service.index,
-                ports: ports.collect(),
+                ports: service.ports.clone(),
                 backends: backends.remove(id).unwrap_or_default(),
             };
             (id.clone(), service)

@@ -12,6 +12,7 @@ mod constraint;
 mod id;
 mod network;
 mod object;
+mod port;
 mod spec;
 mod task;
 mod time;
@@ -29,9 +30,13 @@ pub use object::{
     Availability, Cluster, Endpoint, ManagerStatus, Meta, Node, NodeDescription, NodeState,
     NodeStatus, Platform, Role, Service, Task,
 };
+pub use port::{
+    InvalidPort, MAX_AFFINITY, MAX_PORT_LIST_LEN, PortConfig, Protocol, PublishMode, RoutingPolicy,
+    Scheduler,
+};
 pub use spec::{
-    ClusterSpec, ContainerSpec, EndpointSpec, NodeSpec, Placement, PortConfig, Protocol, Resources,
-    RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    ClusterSpec, ContainerSpec, EndpointSpec, NodeSpec, Placement, Resources, RestartCondition,
+    RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 pub use task::{DesiredState, TaskState, TaskStatus};
 pub use time::Timestamp;

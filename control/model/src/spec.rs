@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Availability, EndpointMode, NetworkAttachmentSpec};
+use crate::{Availability, EndpointMode, NetworkAttachmentSpec, PortConfig};
 
 /// A service, as a person asks for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,37 +160,6 @@ pub struct EndpointSpec {
     pub ports: Vec<PortConfig>,
     /// What the service's name stands for on its networks.
     pub mode: EndpointMode,
-}
-
-/// A port published on every node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct PortConfig {
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Port inside the task, 1 to 65535.
-    pub target: u16,
-    /// Port on the nodes; 0 asks the swarm to choose one.
-    pub published: u16,
-}
-
-/// A transport protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl Protocol {
-    /// The name, in lower case.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        }
-    }
 }
 
 /// How a changed task template is rolled out.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Constraint, ConstraintError, Protocol, ServiceSpec};
+use crate::{
+    Constraint, ConstraintError, EndpointMode, InvalidPort, PortConfig, Protocol, PublishMode,
+    ServiceSpec,
+};
 
 /// Longest name: a DNS label.
 pub const MAX_NAME_LEN: usize = 63;
@@ -33,9 +36,9 @@ pub enum InvalidSpec {
     /// Too many replicas.
     #[error("{0} replicas are more than the {MAX_REPLICAS} a service may have")]
     Replicas(u64),
-    /// Target port 0.
-    #[error("a published port needs a target port from 1 to 65535")]
-    TargetPort,
+    /// A published port that makes no sense.
+    #[error(transparent)]
+    Port(#[from] InvalidPort),
     /// The same published port twice.
     #[error("port {published}/{} is published twice by this service", .protocol.as_str())]
     PublishedTwice {
@@ -44,6 +47,9 @@ pub enum InvalidSpec {
         /// Its protocol.
         protocol: Protocol,
     },
+    /// The mesh needs an address that stands for the service. Docker's words.
+    #[error("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")]
+    IngressWithDnsrr,
     /// A constraint that cannot be read.
     #[error(transparent)]
     Constraint(#[from] ConstraintError),
@@ -165,11 +171,13 @@ fn validate_ports(spec: &ServiceSpec) -> Result<(), InvalidSpec> {
             limit: MAX_PORTS,
         });
     }
+    let ingress = |port: &PortConfig| port.mode == PublishMode::Ingress;
+    if spec.endpoint.mode == EndpointMode::Dnsrr && ports.iter().any(ingress) {
+        return Err(InvalidSpec::IngressWithDnsrr);
+    }
     let mut seen = BTreeSet::new();
     for port in ports {
-        if port.target == 0 {
-            return Err(InvalidSpec::TargetPort);
-        }
+        port.check()?;
         if port.published != 0 && !seen.insert((port.protocol, port.published)) {
             return Err(InvalidSpec::PublishedTwice {
                 published: port.published,
@@ -183,7 +191,6 @@ fn validate_ports(spec: &ServiceSpec) -> Result<(), InvalidSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PortConfig;
 
     fn spec() -> ServiceSpec {
         let mut spec = ServiceSpec {
@@ -218,20 +225,20 @@ mod tests {
     #[test]
     fn a_port_is_published_once() {
         let port = PortConfig {
-            protocol: Protocol::Tcp,
             target: 80,
             published: 8080,
+            ..PortConfig::default()
         };
         let mut spec = spec();
         spec.endpoint.ports = vec![
-            port,
+            port.clone(),
             PortConfig {
                 protocol: Protocol::Udp,
-                ..port
+                ..port.clone()
             },
         ];
         assert_eq!(validate_service(&spec), Ok(()));
-        spec.endpoint.ports.push(port);
+        spec.endpoint.ports.push(port.clone());
         assert!(matches!(
             validate_service(&spec),
             Err(InvalidSpec::PublishedTwice {
@@ -240,7 +247,25 @@ mod tests {
             })
         ));
         spec.endpoint.ports = vec![PortConfig { target: 0, ..port }];
-        assert_eq!(validate_service(&spec), Err(InvalidSpec::TargetPort));
+        assert_eq!(
+            validate_service(&spec),
+            Err(InvalidSpec::Port(InvalidPort::Target))
+        );
+    }
+
+    #[test]
+    fn without_a_virtual_address_only_host_mode_ports_are_published() {
+        let mut spec = spec();
+        spec.endpoint.mode = EndpointMode::Dnsrr;
+        let mut port = PortConfig {
+            target: 80,
+            ..PortConfig::default()
+        };
+        spec.endpoint.ports = vec![port.clone()];
+        assert_eq!(validate_service(&spec), Err(InvalidSpec::IngressWithDnsrr));
+        port.mode = PublishMode::Host;
+        spec.endpoint.ports = vec![port];
+        assert_eq!(validate_service(&spec), Ok(()));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use swarm_model::{Endpoint, PortConfig, Protocol, Service};
+use swarm_model::{Endpoint, PortConfig, Protocol, PublishMode, Service};
 
 use crate::store::State;
 
@@ -10,8 +10,28 @@ use crate::store::State;
 const CHOSEN_FIRST: u16 = 30000;
 const CHOSEN_LAST: u16 = 32767;
 
-/// Who has which port.
-type Taken<'a> = BTreeMap<(Protocol, u16), &'a Service>;
+/// Who has which port, and in which mode. Host-mode ports can have several holders, of which the
+/// first is named.
+#[derive(Debug, Default)]
+struct Taken<'a>(BTreeMap<(Protocol, u16), (&'a Service, PublishMode)>);
+
+impl<'a> Taken<'a> {
+    fn take(&mut self, port: &PortConfig, number: u16, service: &'a Service) {
+        let key = (port.protocol, number);
+        self.0.entry(key).or_insert((service, port.mode));
+    }
+
+    fn has(&self, protocol: Protocol, number: u16) -> bool {
+        self.0.contains_key(&(protocol, number))
+    }
+
+    /// Whoever has the port that `port` names, and does not share it.
+    fn holder(&self, port: &PortConfig) -> Option<(&'a Service, PublishMode)> {
+        let (service, mode) = *self.0.get(&(port.protocol, port.published))?;
+        let shared = mode == PublishMode::Host && port.mode == PublishMode::Host;
+        (!shared).then_some((service, mode))
+    }
+}
 
 /// Every service with the endpoint it is to have, oldest first.
 ///
@@ -25,7 +45,7 @@ pub(super) fn settle<'a>(
     let mut services: Vec<&Service> = state.services().map(AsRef::as_ref).collect();
     services.sort_by_key(|service| (service.meta.created_at, &service.id));
 
-    let mut taken = Taken::new();
+    let mut taken = Taken::default();
     let owned: Vec<_> = services
         .iter()
         .map(|service| claim_owned(service, &mut taken))
@@ -75,7 +95,7 @@ fn claim_owned<'a>(service: &'a Service, taken: &mut Taken<'a>) -> Numbers {
     let numbers = owned_numbers(service);
     for (port, number) in wanted(service).iter().zip(&numbers) {
         if let Some(number) = number {
-            taken.insert((port.protocol, *number), service);
+            taken.take(port, *number, service);
         }
     }
     numbers
@@ -95,6 +115,7 @@ fn owned_numbers(service: &Service) -> Numbers {
             let owned = left.iter().position(|owned| {
                 owned.protocol == port.protocol
                     && owned.target == port.target
+                    && owned.mode == port.mode
                     && (!named || owned.published == port.published)
             });
             *number = owned.map(|at| left.swap_remove(at).published);
@@ -111,7 +132,7 @@ fn owned_ports(service: &Service) -> Vec<PortConfig> {
         .filter_map(|(port, number)| {
             Some(PortConfig {
                 published: number?,
-                ..*port
+                ..port.clone()
             })
         })
         .collect()
@@ -128,35 +149,37 @@ fn claim_named<'a>(
         if port.published == 0 || number.is_some() {
             continue;
         }
-        if let Some(holder) = taken.get(&(port.protocol, port.published)) {
-            return Err(already_published(port, holder));
+        if let Some((holder, mode)) = taken.holder(port) {
+            return Err(already_published(port, holder, mode));
         }
         *number = Some(port.published);
     }
     for (port, number) in wanted.iter().zip(&numbers) {
         if let Some(number) = number {
-            taken.insert((port.protocol, *number), service);
+            taken.take(port, *number, service);
         }
     }
     Ok(numbers)
 }
 
-fn already_published(port: &PortConfig, holder: &Service) -> String {
-    let PortConfig {
-        protocol,
-        published,
-        ..
-    } = port;
-    let protocol = protocol.as_str();
+fn already_published(port: &PortConfig, holder: &Service, mode: PublishMode) -> String {
+    let (published, protocol) = (port.published, port.protocol.as_str());
     let Service { id, spec, .. } = holder;
     let name = &spec.name;
+    let in_mode = if mode == port.mode {
+        String::new()
+    } else {
+        format!(" in mode {}", mode.as_str())
+    };
     if holder.pending_delete {
         format!(
-            "port {published}/{protocol} is still published by service {name} ({id}), which is \
-             being removed"
+            "port {published}/{protocol} is still published{in_mode} by service {name} ({id}), \
+             which is being removed"
         )
     } else {
-        format!("port {published}/{protocol} is already published by service {name} ({id})")
+        format!(
+            "port {published}/{protocol} is already published{in_mode} by service {name} ({id})"
+        )
     }
 }
 
@@ -179,8 +202,11 @@ fn choose<'a>(
                 )
             })?,
         };
-        taken.insert((port.protocol, published), service);
-        ports.push(PortConfig { published, ..*port });
+        taken.take(port, published, service);
+        ports.push(PortConfig {
+            published,
+            ..port.clone()
+        });
     }
     Ok(ports)
 }
@@ -192,7 +218,7 @@ fn next_free(protocol: Protocol, taken: &Taken<'_>, cursor: &mut Option<u16>) ->
     };
     let free = (start..=CHOSEN_LAST)
         .chain(CHOSEN_FIRST..start)
-        .find(|number| !taken.contains_key(&(protocol, *number)))?;
+        .find(|number| !taken.has(protocol, *number))?;
     *cursor = Some(free);
     Some(free)
 }

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use swarm_model::{
-    Meta, Network, NetworkId, NetworkSpec, NodeState, PortConfig, Protocol, ServiceId, TaskState,
-    Vni,
+    Meta, Network, NetworkId, NetworkSpec, NodeState, PortConfig, Protocol, PublishMode, Scheduler,
+    ServiceId, TaskState, Vni,
 };
 
 use crate::orchestrate::scenario::{Scenario, port, published};
@@ -187,6 +187,44 @@ fn a_port_belongs_to_the_oldest_that_asks() {
     swarm.run();
     assert_eq!(numbers(&swarm, &shop), [9090, 8080]);
     assert_eq!(swarm.wanted(&shop, 1).status.state, TaskState::Running);
+}
+
+#[test]
+fn host_mode_ports_are_shared_and_nobody_elses() {
+    let host = |published| PortConfig {
+        mode: PublishMode::Host,
+        ..port(published, 80)
+    };
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let [first, second] = ["first", "second"]
+        .map(|name| swarm.add_service(name, 1, |spec| spec.endpoint.ports = vec![host(8080)]));
+    swarm.advance(Duration::from_secs(1));
+    let third = swarm.add_service("third", 1, published);
+    swarm.run();
+    assert_eq!(numbers(&swarm, &first), [8080]);
+    assert_eq!(numbers(&swarm, &second), [8080]);
+    let told = &swarm.service(&third).endpoint.error;
+    assert!(
+        told.starts_with("port 8080/tcp is already published in mode host by service "),
+        "{told}"
+    );
+
+    // A number that the swarm chooses is nobody's yet, in either mode.
+    let chosen = swarm.add_service("chosen", 1, |spec| {
+        spec.endpoint.ports = vec![host(0), port(0, 80)];
+    });
+    swarm.run();
+    assert_eq!(numbers(&swarm, &chosen), [30000, 30001]);
+    // Options change what is published, not its number.
+    swarm.edit_service(&chosen, |spec| {
+        for port in &mut spec.endpoint.ports {
+            port.scheduler = Scheduler::Mh;
+        }
+    });
+    swarm.run();
+    assert_eq!(numbers(&swarm, &chosen), [30000, 30001]);
+    let ports = &swarm.service(&chosen).endpoint.ports;
+    assert!(ports.iter().all(|port| port.scheduler == Scheduler::Mh));
 }
 
 #[test]

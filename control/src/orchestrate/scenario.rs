@@ -8,8 +8,8 @@ use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use swarm_model::{
     Cluster, ClusterId, ClusterSpec, DesiredState, Endpoint, Meta, Node, NodeDescription, NodeId,
-    NodeSpec, NodeState, NodeStatus, Platform, PortConfig, Protocol, Role, Service, ServiceId,
-    ServiceMode, ServiceSpec, Task, TaskId, TaskState, Timestamp,
+    NodeSpec, NodeState, NodeStatus, Platform, PortConfig, Role, Service, ServiceId, ServiceMode,
+    ServiceSpec, Task, TaskId, TaskState, Timestamp,
 };
 
 use super::Batch;
@@ -341,9 +341,9 @@ impl Scenario {
 /// A TCP port of a service.
 pub(crate) fn port(published: u16, target: u16) -> PortConfig {
     PortConfig {
-        protocol: Protocol::Tcp,
         target,
         published,
+        ..PortConfig::default()
     }
 }
 

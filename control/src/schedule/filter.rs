@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use swarm_model::{Availability, Constraint, NodeState, NodeView, Task};
+use swarm_model::{Availability, Constraint, NodeState, NodeView, Protocol, Task};
 
 use super::Candidate;
 
@@ -20,6 +20,7 @@ pub(super) enum Refusal {
     Cpu { needed_nano_cpus: u64 },
     Memory { needed_bytes: u64 },
     Constraint(String),
+    HostPort { published: u16, protocol: Protocol },
 }
 
 /// A constraint and its text. One that cannot be read, which the API refuses already, is satisfied
@@ -88,8 +89,14 @@ pub(super) fn refusal(
         let constraint = rule.constraint.as_ref();
         constraint.is_some_and(|constraint| constraint.matches(&view))
     };
-    let failed = rules.iter().find(|rule| !satisfied(rule))?;
-    Some(Refusal::Constraint(failed.text.to_owned()))
+    if let Some(failed) = rules.iter().find(|rule| !satisfied(rule)) {
+        return Some(Refusal::Constraint(failed.text.to_owned()));
+    }
+    let (protocol, published) = candidate.host_port_in_use(task)?;
+    Some(Refusal::HostPort {
+        published,
+        protocol,
+    })
 }
 
 /// How many nodes were refused for which reason. Its text names what is missing, the most frequent
@@ -147,5 +154,15 @@ fn write_reason(f: &mut fmt::Formatter<'_>, refusal: &Refusal, count: usize) -> 
             )
         }
         Refusal::Constraint(constraint) => write!(f, "{doing} not satisfy {constraint}"),
+        Refusal::HostPort {
+            published,
+            protocol,
+        } => {
+            let protocol = protocol.as_str();
+            write!(
+                f,
+                "{have} host-mode port {published}/{protocol} in use already"
+            )
+        }
     }
 }

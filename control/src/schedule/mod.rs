@@ -7,6 +7,7 @@
 //!
 //! Invariants:
 //! * A task gets a node once and never another.
+//! * A node has at most one task that stays for each port published in mode host.
 //! * A placed task is never moved: what moves is its slot, by the orchestrator.
 //!
 //! Deliberately absent: placement preferences, pre-emption, rebalancing.
@@ -15,12 +16,13 @@ mod filter;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_model::{
-    Constraint, DesiredState, Node, NodeId, Resources, ServiceId, Task, TaskState, Timestamp,
+    Constraint, DesiredState, Node, NodeId, Protocol, PublishMode, Resources, ServiceId, Task,
+    TaskState, Timestamp,
 };
 
 use crate::orchestrate::Batch;
@@ -36,9 +38,15 @@ const FAILURE_WINDOW: Duration = Duration::from_secs(5 * 60);
 /// A template: tasks of the same one fail for the same reasons.
 type Template<'a> = (&'a ServiceId, u64);
 
+/// A port of a node that a task is published on in mode host.
+type HostPort = (Protocol, u16);
+
 /// A node and what is placed on it, decisions of this pass included.
 struct Candidate<'a> {
+    state: &'a State,
     node: &'a Arc<Node>,
+    /// Each with the service whose task has it, and whether the task is there to stay.
+    host_ports: BTreeSet<(HostPort, &'a ServiceId, bool)>,
     reserved_nano_cpus: u64,
     reserved_memory_bytes: u64,
     tasks: usize,
@@ -47,9 +55,11 @@ struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    fn new(node: &'a Arc<Node>) -> Self {
+    fn new(state: &'a State, node: &'a Arc<Node>) -> Self {
         Self {
+            state,
             node,
+            host_ports: BTreeSet::new(),
             reserved_nano_cpus: 0,
             reserved_memory_bytes: 0,
             tasks: 0,
@@ -69,11 +79,27 @@ impl<'a> Candidate<'a> {
         }
         if !state.is_terminal() {
             self.reserve(task);
+            let stays = task.desired_state == DesiredState::Running;
+            for port in host_ports(self.state, task) {
+                self.host_ports.insert((port, &task.service_id, stays));
+            }
             if task.desired_state == DesiredState::Running {
                 self.tasks += 1;
                 *self.tasks_of_service.entry(&task.service_id).or_default() += 1;
             }
         }
+    }
+
+    /// A host-mode port of `task` that the node has no more. A task of the same service that is
+    /// leaving is no hindrance: its connections run on, new ones go to the new task.
+    fn host_port_in_use(&self, task: &Task) -> Option<HostPort> {
+        let mut wanted = host_ports(self.state, task);
+        wanted.find(|wanted| {
+            let mut used = self.host_ports.iter();
+            used.any(|(port, service, stays)| {
+                port == wanted && (*stays || **service != task.service_id)
+            })
+        })
     }
 
     fn reserve(&mut self, task: &Task) {
@@ -168,7 +194,7 @@ pub(crate) fn pass(state: &State, batch: &mut Batch) {
 fn candidates(state: &State, now: Timestamp) -> BTreeMap<&NodeId, Candidate<'_>> {
     let mut candidates: BTreeMap<_, _> = state
         .nodes()
-        .map(|node| (&node.id, Candidate::new(node)))
+        .map(|node| (&node.id, Candidate::new(state, node)))
         .collect();
     for task in state.tasks() {
         let node = task.node_id.as_ref();
@@ -177,6 +203,16 @@ fn candidates(state: &State, now: Timestamp) -> BTreeMap<&NodeId, Candidate<'_>>
         }
     }
     candidates
+}
+
+/// The ports of the nodes that `task` takes for itself.
+fn host_ports(state: &State, task: &Task) -> impl Iterator<Item = HostPort> {
+    let service = state.service(&task.service_id);
+    let ports = service.map(|service| service.endpoint.ports.as_slice());
+    let ports = ports.unwrap_or_default().iter();
+    ports
+        .filter(|port| port.mode == PublishMode::Host)
+        .map(|port| (port.protocol, port.published))
 }
 
 fn read_constraints(task: &Task) -> Vec<Rule<'_>> {

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use swarm_model::{Availability, NodeState, ServiceId, TaskState};
+use swarm_model::{
+    Availability, NodeState, PortConfig, Protocol, PublishMode, ServiceId, TaskState,
+};
 
-use crate::orchestrate::scenario::{Scenario, published};
+use crate::orchestrate::scenario::{Scenario, port, published};
 
 /// How many running tasks of the service each node has.
 fn spread<const N: usize>(swarm: &Scenario, service: &ServiceId, nodes: [&str; N]) -> [usize; N] {
@@ -158,4 +160,66 @@ fn a_constraint_that_cannot_be_read_is_satisfied_by_no_node() {
     swarm.settle();
     let error = swarm.wanted(&web, 1).status.error;
     assert_eq!(error, "no suitable node: 1 node does not satisfy nonsense");
+}
+
+/// Publishes `published` on the nodes that have a task.
+fn host_port(published: u16) -> PortConfig {
+    PortConfig {
+        mode: PublishMode::Host,
+        ..port(published, 80)
+    }
+}
+
+#[test]
+fn a_host_mode_port_has_one_task_a_node_and_the_next_is_told_why_it_waits() {
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let web = swarm.add_service("web", 3, |spec| {
+        spec.endpoint.ports = vec![host_port(8080)];
+    });
+    swarm.run();
+    assert_eq!(spread(&swarm, &web, ["h1", "h2"]), [1, 1]);
+    let told = "no suitable node: 2 nodes have host-mode port 8080/tcp in use already";
+    assert_eq!(swarm.wanted(&web, 3).status.error, told);
+
+    // Another service's tasks are as much in the way; another port and protocol are not.
+    swarm.advance(Duration::from_secs(1));
+    let other = swarm.add_service("other", 1, |spec| {
+        spec.endpoint.ports = vec![host_port(8080)];
+    });
+    let free = swarm.add_service("free", 2, |spec| {
+        let udp = PortConfig {
+            protocol: Protocol::Udp,
+            ..host_port(8080)
+        };
+        spec.endpoint.ports = vec![host_port(8081), udp];
+    });
+    swarm.run();
+    assert_eq!(spread(&swarm, &free, ["h1", "h2"]), [1, 1]);
+    assert_eq!(swarm.wanted(&other, 1).status.error, told);
+
+    // A third node takes the task that has waited longest.
+    swarm.add_node("h3");
+    swarm.run();
+    assert_eq!(spread(&swarm, &web, ["h1", "h2", "h3"]), [1, 1, 1]);
+    let told = "no suitable node: 3 nodes have host-mode port 8080/tcp in use already";
+    assert_eq!(swarm.wanted(&other, 1).status.error, told);
+}
+
+#[test]
+fn an_update_takes_the_port_over_from_the_task_that_leaves() {
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let web = swarm.add_service("web", 2, |spec| {
+        spec.endpoint.ports = vec![host_port(8080)];
+        spec.task.restart.delay = Duration::ZERO;
+    });
+    swarm.run();
+    swarm.edit_service(&web, |spec| spec.task.force_update += 1);
+    swarm.run();
+    assert_eq!(spread(&swarm, &web, ["h1", "h2"]), [1, 1]);
+    assert!(
+        swarm
+            .running(&web)
+            .iter()
+            .all(|task| task.spec.force_update == 1)
+    );
 }

@@ -4,7 +4,7 @@
 use std::error::Error;
 
 use swarm_api::convert::ConvertError;
-use swarm_model::{InvalidSpec, NodeId, PortConfig, ServiceId};
+use swarm_model::{InvalidSpec, NodeId, PortConfig, PublishMode, ServiceId};
 use tonic::{Code, Status};
 
 use crate::ca::{IssueError, Refused};
@@ -59,14 +59,17 @@ pub(super) enum Refusal {
     BeingRemoved(String),
     /// The port is another service's.
     #[error(
-        "port {}/{} is already published by service {by}; choose another or remove it with \
-         `swarmctl service rm {by}`", .port.published, .port.protocol.as_str()
+        "port {}/{} is already published by service {by}{}; choose another or remove it with \
+         `swarmctl service rm {by}`", .port.published, .port.protocol.as_str(),
+        in_mode(*.mode, .port.mode)
     )]
     PortTaken {
         /// The port.
         port: PortConfig,
         /// Name of the service that has it.
         by: String,
+        /// In which mode that service has it.
+        mode: PublishMode,
     },
     /// The port carries the swarm's own traffic.
     #[error(
@@ -125,6 +128,15 @@ pub(super) enum Refusal {
     /// The store has no swarm yet.
     #[error("the manager is still starting; try again in a moment")]
     NotReady,
+}
+
+/// The holder's mode where it is not the one asked for, and so the reason.
+fn in_mode(held: PublishMode, asked: PublishMode) -> String {
+    if held == asked {
+        String::new()
+    } else {
+        format!(" in mode {}", held.as_str())
+    }
 }
 
 impl Refusal {

@@ -1,9 +1,11 @@
 //! What becomes of the store when a person creates, updates or removes a service. Pure.
 
+use std::collections::BTreeSet;
+
 use rand::Rng;
 use swarm_model::{
-    Endpoint, Meta, NodeState, PortConfig, Protocol, Service, ServiceId, ServiceSpec, Task,
-    TaskState, Timestamp, validate_service,
+    Endpoint, Meta, NodeState, PortConfig, Protocol, PublishMode, Service, ServiceId, ServiceSpec,
+    Task, TaskState, Timestamp, validate_service,
 };
 
 use super::lookup;
@@ -76,7 +78,7 @@ pub(super) fn update(
     }
     let mut service = Service::clone(current);
     service.meta.updated_at = now;
-    if service.spec.task != spec.task {
+    if service.spec.task != spec.task || host_ports(&service.spec) != host_ports(&spec) {
         service.template_version += 1;
     }
     let previous = std::mem::replace(&mut service.spec, spec);
@@ -134,25 +136,40 @@ fn check_ports(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Re
         .filter(|port| port.published != 0)
     {
         if let Some(what) = reserved(state, port) {
-            return Err(Refusal::PortReserved { port: *port, what });
+            return Err(Refusal::PortReserved {
+                port: port.clone(),
+                what,
+            });
         }
         let holder = state
             .services()
             .filter(|other| Some(&other.id) != own)
-            .find(|other| holds(other, port));
-        if let Some(other) = holder {
-            let by = other.spec.name.clone();
-            return Err(Refusal::PortTaken { port: *port, by });
+            .find_map(|other| Some((other, holds(other, port)?)));
+        if let Some((other, mode)) = holder {
+            return Err(Refusal::PortTaken {
+                port: port.clone(),
+                by: other.spec.name.clone(),
+                mode,
+            });
         }
     }
     Ok(())
 }
 
-/// Whether `service` has the port on the nodes, by request or by the allocator's choice.
-fn holds(service: &Service, port: &PortConfig) -> bool {
-    let same =
-        |other: &PortConfig| other.published == port.published && other.protocol == port.protocol;
-    service.spec.endpoint.ports.iter().any(same) || service.endpoint.ports.iter().any(same)
+/// In which mode `service` has the port on the nodes, by request or by the allocator's choice, where
+/// it does not share it.
+fn holds(service: &Service, port: &PortConfig) -> Option<PublishMode> {
+    let asked = service.spec.endpoint.ports.iter();
+    let mut held = asked.chain(&service.endpoint.ports);
+    held.find(|held| port.collides(held)).map(|held| held.mode)
+}
+
+/// What the scheduler places tasks by: a change of it replaces the tasks, as in swarmkit
+/// (`orchestrator/task.go`, `IsTaskDirty`).
+fn host_ports(spec: &ServiceSpec) -> BTreeSet<(Protocol, u16)> {
+    let host = |port: &&PortConfig| port.mode == PublishMode::Host;
+    let ports = spec.endpoint.ports.iter().filter(host);
+    ports.map(|port| (port.protocol, port.published)).collect()
 }
 
 /// What the swarm itself uses a port for. Published ports are taken off the uplink before the host
@@ -160,6 +177,7 @@ fn holds(service: &Service, port: &PortConfig) -> bool {
 fn reserved(state: &State, port: &PortConfig) -> Option<&'static str> {
     match port.protocol {
         Protocol::Udp => (port.published == VXLAN_PORT).then_some("overlay traffic"),
+        Protocol::Sctp => None,
         Protocol::Tcp => state
             .nodes()
             .filter_map(|node| node.manager.as_ref())

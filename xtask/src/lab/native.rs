@@ -22,7 +22,7 @@ const START_DEADLINE: Duration = Duration::from_secs(20);
 const REMOVE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What the hosts need of this kernel; inside a namespace nothing loads by itself.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 17] = [
     "overlay",
     "bridge",
     "veth",
@@ -30,7 +30,10 @@ const MODULES: [&str; 14] = [
     "ip_vs",
     "ip_vs_rr",
     "ip_vs_wrr",
+    "ip_vs_lc",
+    "ip_vs_sh",
     "ip_vs_mh",
+    "sctp",
     "nf_tables",
     "nft_chain_nat",
     "nft_masq",

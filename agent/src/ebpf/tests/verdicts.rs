@@ -10,7 +10,8 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use super::frame::{ACK, FIN, Frame, RST, SYN};
 use super::sandbox::{ifindex, run, sandboxed, sysctl};
 use crate::ebpf::{
-    Config, Counter, FlowKey, Mesh, Program, Protocol, PublishedKey, PublishedValue, ServiceStats,
+    Changed, Config, Counter, FlowKey, Mesh, Program, Protocol, PublishedKey, PublishedValue,
+    ServiceStats, SourceKey, published_flag,
 };
 
 const NEXT: i32 = -1;
@@ -138,6 +139,88 @@ fn uplink_takes_published_ports_and_nothing_else() {
 
         mesh.set_published(&BTreeMap::new()).unwrap();
         assert_eq!(uplink(&mesh, &to_node()), NEXT, "no longer published");
+    });
+}
+
+#[test]
+fn uplink_takes_a_published_sctp_port() {
+    const SCTP: u8 = 132;
+    sandboxed(|sandbox| {
+        let mut mesh = sandbox.load();
+        publish(&mut mesh);
+        let frame = Frame {
+            protocol: SCTP,
+            ..to_node()
+        };
+        assert_eq!(verdict(&mesh, Program::MeshUplink, &frame), NEXT);
+        let value = PublishedValue {
+            service: 7,
+            flags: 0,
+        };
+        let key = PublishedKey::new(NODE.into(), 8080, Protocol::Sctp);
+        mesh.set_published(&BTreeMap::from([(key, value)])).unwrap();
+        assert_eq!(verdict(&mesh, Program::MeshUplink, &frame), REDIRECT);
+        assert_eq!(verdict(&mesh, Program::MeshUplink, &to_node()), NEXT);
+    });
+}
+
+#[test]
+fn uplink_drops_and_counts_clients_outside_the_source_ranges() {
+    sandboxed(|sandbox| {
+        let mut mesh = sandbox.load();
+        publish(&mut mesh);
+        let key = |protocol| PublishedKey::new(NODE.into(), 8080, protocol);
+        let value = |flags| PublishedValue { service: 7, flags };
+        let ports = BTreeMap::from([
+            (key(Protocol::Tcp), value(published_flag::SOURCES)),
+            (key(Protocol::Udp), value(0)),
+        ]);
+        mesh.set_published(&ports).unwrap();
+        let from = |source: [u8; 4]| Frame {
+            source: source.into(),
+            ..to_node()
+        };
+        let uplink = |mesh: &Mesh, frame: &Frame| verdict(mesh, Program::MeshUplink, frame);
+        assert_eq!(uplink(&mesh, &to_node()), DROP, "nobody is allowed yet");
+
+        let allowed = |net: [u8; 4], length, port, protocol| {
+            let (key, bits) = SourceKey::new(port, protocol, net.into(), length);
+            (bits, key)
+        };
+        let everybody_v6 = {
+            let (key, bits) = SourceKey::new(
+                8080,
+                Protocol::Tcp,
+                std::net::Ipv6Addr::UNSPECIFIED.into(),
+                0,
+            );
+            (bits, key)
+        };
+        let sources = BTreeSet::from([
+            allowed([203, 0, 113, 8], 30, 8080, Protocol::Tcp),
+            // Another port, another protocol, another family: none of them lets anybody in here.
+            allowed([0, 0, 0, 0], 0, 8081, Protocol::Tcp),
+            allowed([0, 0, 0, 0], 0, 8080, Protocol::Udp),
+            everybody_v6,
+        ]);
+        mesh.set_sources(&sources).unwrap();
+        assert_eq!(mesh.set_sources(&sources).unwrap(), Changed::default());
+        for (client, expected) in [
+            ([203, 0, 113, 8], REDIRECT),
+            ([203, 0, 113, 11], REDIRECT),
+            ([203, 0, 113, 12], DROP),
+            ([10, 0, 0, 1], DROP),
+        ] {
+            assert_eq!(uplink(&mesh, &from(client)), expected, "{client:?}");
+        }
+        assert_eq!(counter(&mesh, Counter::SourceRefused), 3);
+        // Ports without the flag do not look.
+        let udp = Frame::udp(([10, 0, 0, 1].into(), 1), (NODE, 8080));
+        assert_eq!(uplink(&mesh, &udp), REDIRECT);
+
+        let changed = mesh.set_sources(&BTreeSet::new()).unwrap();
+        assert_eq!((changed.written, changed.removed), (0, 4));
+        assert_eq!(uplink(&mesh, &to_node()), DROP);
     });
 }
 

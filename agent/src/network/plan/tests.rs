@@ -7,17 +7,18 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use swarm_ipvs::ServiceKey;
-use swarm_model::{NodeId, ServiceId, TaskId};
+use swarm_model::{NodeId, PortConfig, Scheduler, ServiceId, TaskId};
 
 use super::super::desired::{
-    Backend, Desired, IngressNetwork, LocalNode, Peer, Port, Protocol, Service, Task,
+    Backend, BackendState, Desired, IngressNetwork, LocalNode, Peer, Service, Task,
 };
 use super::super::model::{
     Device, IpvsTable, Link, LinkKind, Mac, MeshMaps, Namespace, Observed, Place, Program,
+    Published,
 };
 use super::super::op::Op;
 use super::{Plan, plan, teardown};
-use crate::network::wanted::Problem;
+use crate::network::wanted::{Problem, wanted};
 
 fn id<T: std::str::FromStr>(kind: char, number: u8) -> T {
     // What differs is at the front: names of links are made of that.
@@ -115,19 +116,24 @@ fn desired(nodes: u8, tasks: &[u8], services: &[(u16, Vec<usize>, bool)]) -> Des
             .iter()
             .enumerate()
             .map(|(index, (published, members, draining))| {
-                let weight = u32::from(!draining);
+                let state = if *draining {
+                    BackendState::Draining
+                } else {
+                    BackendState::Ready
+                };
                 let service = Service {
                     index: u32::try_from(index).unwrap() + 1,
-                    ports: vec![Port {
-                        protocol: Protocol::Tcp,
+                    ports: vec![PortConfig {
                         published: *published,
                         target: 80,
+                        ..PortConfig::default()
                     }],
                     backends: members
                         .iter()
                         .map(|task| Backend {
                             address: address(*task),
-                            weight,
+                            local: on(*task) == 1,
+                            state,
                         })
                         .collect(),
                 };
@@ -165,6 +171,7 @@ set net/ipv4/conf/default/rp_filter to 0 in ingress
 set net/ipv4/conf/all/send_redirects to 0 in ingress
 set net/ipv4/conf/default/send_redirects to 0 in ingress
 set net/bridge/bridge-nf-call-iptables to 0 in ingress
+set net/ipv4/icmp_ratelimit to 0 in ingress
 set net/ipv4/vs/conntrack to 0 in ingress
 set net/ipv4/vs/expire_nodest_conn to 1 in ingress
 set net/ipv4/vs/expire_quiescent_template to 1 in ingress
@@ -222,6 +229,7 @@ ipvs: add destination 10.255.1.1:80 to service tcp 172.17.0.1:8080
 ipvs: add service tcp 192.168.1.1:8080
 ipvs: add destination 10.255.1.0:80 to service tcp 192.168.1.1:8080
 ipvs: add destination 10.255.1.1:80 to service tcp 192.168.1.1:8080
+write 0 source ranges of published ports
 publish 2 ports on the mesh";
     assert_eq!(text.join("\n"), expected);
 }
@@ -358,6 +366,7 @@ fn what_an_earlier_agent_published_stays_until_it_is_known_to_be_wrong() {
                 | Op::SetNodeAddresses(_)
                 | Op::SetIngressMacs(_)
                 | Op::SetPublished(_)
+                | Op::SetSources(_)
         )
     };
     assert!(
@@ -591,6 +600,9 @@ fn damage(observed: &mut Observed, damage: &Damage) {
                     config.weight += 7;
                 }
                 destinations.pop_first();
+                let balanced = table.get_mut(&key).unwrap();
+                let there = &balanced.destinations;
+                balanced.order.retain(|to| there.contains_key(to));
             }
         }
         Damage::Config => observed.mesh.as_mut().unwrap().config = None,
@@ -621,8 +633,9 @@ fn desires() -> impl Strategy<Value = Desired> {
         })
 }
 
-/// Whether a packet for anything published finds a balancer, and from there every task.
-fn published_ports_work(observed: &Observed) -> Result<(), String> {
+/// Whether a packet for anything published finds a balancer, and from there every task. Ports in
+/// `refusing` may have none.
+fn published_ports_work(observed: &Observed, refusing: &BTreeSet<Published>) -> Result<(), String> {
     let (Ok(maps), Ok(table)) = (&observed.mesh, &observed.ipvs) else {
         return Ok(());
     };
@@ -638,9 +651,12 @@ fn published_ports_work(observed: &Observed) -> Result<(), String> {
             address: published.address,
             port: published.port,
         };
-        let balanced = table
-            .get(&key)
-            .ok_or(format!("{published:?} has no service"))?;
+        let Some(balanced) = table.get(&key) else {
+            if refusing.contains(published) {
+                continue;
+            }
+            return Err(format!("{published:?} has no service"));
+        };
         let ingress = ingress.ok_or("no ingress namespace")?;
         for destination in balanced.destinations.keys() {
             let mac = Mac::of(destination.address);
@@ -657,7 +673,122 @@ fn published_ports_work(observed: &Observed) -> Result<(), String> {
     Ok(())
 }
 
+/// The published ports that refuse, because no task takes connections.
+fn without_balancer(desired: &Desired) -> BTreeSet<Published> {
+    let wanted = wanted(&host(), desired).0;
+    let table = wanted.ipvs.unwrap();
+    let balanced: BTreeSet<_> = table
+        .keys()
+        .map(|key| match *key {
+            ServiceKey::Address { address, port, .. } => (address, port),
+            ServiceKey::Fwmark { .. } => unreachable!("services are known by address"),
+        })
+        .collect();
+    let published = wanted.mesh.unwrap().published.unwrap().into_keys();
+    published
+        .filter(|entry| !balanced.contains(&(entry.address, entry.port)))
+        .collect()
+}
+
+/// `desired` with its ports balanced by Maglev, and restricted to these sources.
+fn by_maglev(mut desired: Desired, sources: &[&str]) -> Desired {
+    for service in desired.services.values_mut() {
+        for port in &mut service.ports {
+            port.scheduler = Scheduler::Mh;
+            port.sources = sources.iter().map(|net| net.parse().unwrap()).collect();
+        }
+    }
+    desired
+}
+
+#[test]
+fn what_maglev_lacks_in_the_middle_moves_what_is_behind_it() {
+    let members = |members: &[usize]| {
+        by_maglev(
+            desired(1, &[1, 1, 1], &[(8080, members.to_vec(), false)]),
+            &[],
+        )
+    };
+    let mut observed = host();
+    settle(&mut observed, &members(&[0, 2]));
+    let ops = texts(&settle(&mut observed, &members(&[0, 1, 2])));
+    let at_first: Vec<_> = ops
+        .iter()
+        .filter(|op| op.ends_with("172.17.0.1:8080"))
+        .collect();
+    assert_eq!(
+        at_first,
+        [
+            "ipvs: add destination 10.255.1.1:80 to service tcp 172.17.0.1:8080",
+            "ipvs: delete destination 10.255.1.2:80 of service tcp 172.17.0.1:8080",
+            "ipvs: add destination 10.255.1.2:80 to service tcp 172.17.0.1:8080",
+        ]
+    );
+    // Nothing moves for what is added at the end, or goes.
+    settle(&mut observed, &members(&[0, 1]));
+    let ops = texts(&settle(&mut observed, &members(&[0, 1, 2])));
+    assert!(
+        ops.iter().all(|op| op.starts_with("ipvs: add destination")),
+        "{ops:?}"
+    );
+    let ops = texts(&settle(&mut observed, &members(&[0, 2])));
+    assert!(
+        ops.iter()
+            .all(|op| op.starts_with("ipvs: delete destination")),
+        "{ops:?}"
+    );
+}
+
+#[test]
+fn a_restriction_is_written_before_its_port_and_goes_after_it() {
+    let port = |sources: &[&str]| by_maglev(desired(1, &[1], &[(8080, vec![0], false)]), sources);
+    let mut observed = host();
+    settle(&mut observed, &port(&[]));
+    let ops = texts(&settle(&mut observed, &port(&["10.0.0.0/8"])));
+    assert_eq!(
+        ops,
+        [
+            "write 1 source ranges of published ports",
+            "publish 2 ports on the mesh"
+        ]
+    );
+    let ops = texts(&settle(&mut observed, &port(&["192.0.2.0/24"])));
+    assert_eq!(
+        ops,
+        [
+            "write 2 source ranges of published ports",
+            "write 1 source ranges of published ports"
+        ]
+    );
+    let ops = texts(&settle(&mut observed, &port(&[])));
+    assert_eq!(
+        ops,
+        [
+            "publish 2 ports on the mesh",
+            "write 0 source ranges of published ports"
+        ]
+    );
+}
+
 proptest! {
+    #[test]
+    fn maglev_has_its_destinations_in_one_order_whatever_was_before(
+        before in desires(),
+        after in desires(),
+        damages in vec(damages(), 0..3),
+    ) {
+        let mut observed = host();
+        settle(&mut observed, &by_maglev(before, &[]));
+        for item in &damages {
+            damage(&mut observed, item);
+        }
+        settle(&mut observed, &by_maglev(after, &[]));
+        for balanced in observed.ipvs.unwrap().values() {
+            prop_assert!(balanced.order.is_sorted(), "{:?}", balanced.order);
+            prop_assert_eq!(balanced.order.len(), balanced.destinations.len());
+        }
+    }
+
     #[test]
     fn any_state_leads_to_any_other_in_one_pass(before in desires(), after in desires()) {
         let mut observed = host();
@@ -674,10 +805,12 @@ proptest! {
     #[test]
     fn at_every_step_what_is_published_works(before in desires(), after in desires()) {
         let mut observed = host();
+        let mut refusing = BTreeSet::new();
         for desired in [&before, &after] {
+            refusing.extend(without_balancer(desired));
             for op in plan(&observed, desired).ops {
                 observed.apply(&op);
-                let works = published_ports_work(&observed);
+                let works = published_ports_work(&observed, &refusing);
                 prop_assert!(works.is_ok(), "after {}: {:?}", op, works);
             }
         }

@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use swarm_model::{NodeId, ServiceId, TaskId};
+use swarm_model::{NodeId, PortConfig, ServiceId, TaskId};
 use tempfile::TempDir;
 
 use crate::network::desired::{
-    Backend, Desired, IngressNetwork, LocalNode, Peer, Port, Protocol, Service, Task,
+    Backend, BackendState, Desired, IngressNetwork, LocalNode, Peer, Service, Task,
 };
 use crate::network::netns::{Netns, NetnsDir};
 use crate::network::reconcile::{NetworkConfig, Reconciler};
@@ -283,12 +283,13 @@ impl World {
                 .map(|(index, (published, members))| {
                     let backend = |task: &u8| Backend {
                         address: address_of(&task_id(*task)),
-                        weight: 1,
+                        local: tasks.contains(&(*task, node)),
+                        state: BackendState::Ready,
                     };
-                    let port = Port {
-                        protocol: Protocol::Tcp,
+                    let port = PortConfig {
                         published: *published,
                         target: 80,
+                        ..PortConfig::default()
                     };
                     let service = Service {
                         index,

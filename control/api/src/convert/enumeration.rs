@@ -1,8 +1,8 @@
 //! Enums: open numbers on the wire, closed in the model.
 
 use swarm_model::{
-    Availability, DesiredState, EndpointMode, NodeState, Protocol, RestartCondition, Role,
-    TaskState, UpdateOrder,
+    Availability, DesiredState, EndpointMode, NodeState, Protocol, PublishMode, RestartCondition,
+    Role, RoutingPolicy, Scheduler, TaskState, UpdateOrder,
 };
 
 use super::ConvertError;
@@ -52,9 +52,12 @@ enumerations! {
     DesiredState { Running, Draining, Shutdown, Remove } unspecified Running;
     EndpointMode { Vip, Dnsrr } unspecified Vip;
     NodeState { Unknown, Ready, Suspect, Down } unspecified Unknown;
-    Protocol { Tcp, Udp } unspecified Tcp;
+    Protocol { Tcp, Udp, Sctp } unspecified Tcp;
+    PublishMode { Ingress, Host } unspecified Ingress;
     RestartCondition { None, OnFailure, Any } unspecified Any;
     Role { Worker, Manager } unspecified Worker;
+    RoutingPolicy { Cluster, Local, PreferLocal } unspecified Cluster;
+    Scheduler { Rr, Wrr, Lc, Sh, Mh } unspecified Rr;
     TaskState {
         New, Pending, Assigned, Accepted, Preparing, Starting, Running, Complete, Shutdown,
         Failed, Rejected, Orphaned

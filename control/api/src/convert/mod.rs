@@ -14,6 +14,7 @@ mod error;
 mod field;
 mod network;
 mod node;
+mod port;
 mod service;
 mod task;
 

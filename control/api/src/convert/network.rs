@@ -1,18 +1,16 @@
-//! Networks and ports.
+//! Networks and endpoints.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use swarm_model::{
-    Attachment, Endpoint, EndpointSpec, Network, NetworkAttachmentSpec, NetworkSpec, PortConfig,
-    Vip, Vni,
+    Attachment, Endpoint, EndpointSpec, Network, NetworkAttachmentSpec, NetworkSpec, Vip, Vni,
 };
 
 use super::ConvertError;
 use super::enumeration::read;
 use super::field::{
     each, id, labels_to_wire, optional_ipv4, optional_parsed, optional_text, or_default, parsed,
-    port,
 };
 use crate::v1;
 
@@ -249,38 +247,6 @@ impl From<&Vip> for v1::Vip {
         Self {
             network_id: network.to_string(),
             address: address.to_string(),
-        }
-    }
-}
-
-impl TryFrom<v1::PortConfig> for PortConfig {
-    type Error = ConvertError;
-
-    fn try_from(message: v1::PortConfig) -> Result<Self, ConvertError> {
-        let v1::PortConfig {
-            protocol,
-            target,
-            published,
-        } = message;
-        Ok(Self {
-            protocol: read::<v1::Protocol, _>("port.protocol", protocol)?,
-            target: port("port.target", target)?,
-            published: port("port.published", published)?,
-        })
-    }
-}
-
-impl From<&PortConfig> for v1::PortConfig {
-    fn from(config: &PortConfig) -> Self {
-        let PortConfig {
-            protocol,
-            target,
-            published,
-        } = *config;
-        Self {
-            protocol: v1::Protocol::from(protocol).into(),
-            target: target.into(),
-            published: published.into(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -178,16 +178,41 @@ fn node() -> impl Strategy<Value = Node> {
 }
 
 fn port() -> impl Strategy<Value = PortConfig> {
-    (
-        select(vec![Protocol::Tcp, Protocol::Udp]),
-        any::<u16>(),
-        any::<u16>(),
-    )
-        .prop_map(|(protocol, target, published)| PortConfig {
-            protocol,
-            target,
-            published,
+    use RoutingPolicy::{Cluster, Local, PreferLocal};
+    let networks = || {
+        let net = (any::<IpAddr>(), 0..=32_u8);
+        vec(net, 0..3).prop_map(|nets| {
+            let net = |(address, length)| IpNet::new(address, length).unwrap();
+            nets.into_iter().map(net).collect::<Vec<_>>()
         })
+    };
+    (
+        select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
+        (any::<u16>(), any::<u16>()),
+        select(vec![PublishMode::Ingress, PublishMode::Host]),
+        (networks(), texts()),
+        select(vec![Cluster, Local, PreferLocal]),
+        select(Scheduler::ALL.to_vec()),
+        option::of((1..1_000_000_u64).prop_map(Duration::from_secs)),
+        networks(),
+    )
+        .prop_map(
+            |(protocol, (target, published), mode, bound, policy, scheduler, affinity, sources)| {
+                let (addresses, interfaces) = bound;
+                PortConfig {
+                    protocol,
+                    target,
+                    published,
+                    mode,
+                    addresses,
+                    interfaces,
+                    policy,
+                    scheduler,
+                    affinity,
+                    sources,
+                }
+            },
+        )
 }
 
 fn container() -> impl Strategy<Value = ContainerSpec> {

@@ -77,6 +77,7 @@ fn spec(name: &str, published: &[u32]) -> v1::ServiceSpec {
                     protocol: v1::Protocol::Tcp.into(),
                     target: 80,
                     published,
+                    ..v1::PortConfig::default()
                 })
                 .collect(),
             ..v1::EndpointSpec::default()
@@ -241,6 +242,47 @@ async fn an_update_counts_templates_and_keeps_the_spec_before_it() {
 }
 
 #[tokio::test]
+async fn a_host_mode_port_is_shared_with_other_host_mode_ports_only() {
+    let manager = Manager::start().await;
+    let mut client = Client::new(&manager);
+    let in_host_mode = |name: &str| {
+        let mut spec = spec(name, &[8080]);
+        spec.endpoint.as_mut().unwrap().ports[0].mode = v1::PublishMode::Host.into();
+        spec
+    };
+    let web = client.create(in_host_mode("web")).await.unwrap();
+    refused(
+        client.create(spec("shop", &[8080])).await,
+        Code::AlreadyExists,
+        "port 8080/tcp is already published by service web in mode host; choose another or remove \
+         it with `swarmctl service rm web`",
+    );
+    client.create(in_host_mode("api")).await.unwrap();
+    client.create(spec("shop", &[9090])).await.unwrap();
+    refused(
+        client
+            .update(&web, {
+                let mut spec = in_host_mode("web");
+                spec.endpoint.as_mut().unwrap().ports[0].published = 9090;
+                spec
+            })
+            .await,
+        Code::AlreadyExists,
+        "port 9090/tcp is already published by service shop in mode ingress; choose another or \
+         remove it with `swarmctl service rm shop`",
+    );
+    // Tasks are placed by host-mode ports, so another one means other tasks; another option not.
+    let mut moved = in_host_mode("web");
+    moved.endpoint.as_mut().unwrap().ports[0].published = 8081;
+    let web = client.update(&web, moved.clone()).await.unwrap();
+    assert_eq!(web.template_version, 2);
+    let port = &mut moved.endpoint.as_mut().unwrap().ports[0];
+    port.sources = vec!["10.0.0.0/8".to_owned()];
+    let web = client.update(&web, moved).await.unwrap();
+    assert_eq!(web.template_version, 2);
+}
+
+#[tokio::test]
 async fn ports_that_the_swarm_chose_are_taken_as_well() {
     let manager = Manager::start().await;
     let mut client = Client::new(&manager);
@@ -253,6 +295,7 @@ async fn ports_that_the_swarm_chose_are_taken_as_well() {
         protocol: Protocol::Tcp,
         target: 80,
         published: 30_000,
+        ..PortConfig::default()
     }];
     put(&manager.store, vec![allocated.into()]).await;
     refused(

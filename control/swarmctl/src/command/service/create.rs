@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use swarm_api::v1;
 use swarm_model::{
-    ContainerSpec, EndpointMode, EndpointSpec, Placement, PortConfig, Resources, RestartCondition,
+    ContainerSpec, EndpointMode, EndpointSpec, Placement, Resources, RestartCondition,
     RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 
 use super::converge::Waiting;
 use crate::connect::{Sockets, answer, request};
-use crate::port::parse_port;
+use crate::port::{Ports, parse_ports};
 use crate::time::parse_duration;
 
 /// Creates a service.
@@ -22,10 +22,12 @@ pub(crate) struct Create {
     /// Number of tasks
     #[arg(long, default_value_t = 1)]
     replicas: u64,
-    /// Port to publish on every node: `[PUBLISHED:]TARGET[/tcp|udp]`, or
-    /// published=N,target=N,protocol=tcp|udp; may be given several times
-    #[arg(short, long = "publish", value_parser = parse_port, value_name = "PORT")]
-    publish: Vec<PortConfig>,
+    /// Port to publish on the nodes: `[[IP:]PUBLISHED:]TARGET[/tcp|udp|sctp]`, ranges as FIRST-LAST,
+    /// or target=N[,published=N][,protocol=tcp|udp|sctp][,mode=ingress|host][,ip=ADDRESS]
+    /// [,iface=NAME][,policy=cluster|local|prefer-local][,sched=rr|wrr|lc|sh|mh]
+    /// [,affinity=DURATION][,source=CIDR]; may be given several times
+    #[arg(short, long = "publish", value_parser = parse_ports, value_name = "PORT")]
+    publish: Vec<Ports>,
     /// Environment variable NAME=VALUE; may be given several times
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -177,8 +179,12 @@ impl Create {
                 force_update: 0,
             },
             endpoint: EndpointSpec {
-                ports: self.publish,
                 mode: EndpointMode::default(),
+                ports: self
+                    .publish
+                    .into_iter()
+                    .flat_map(|Ports(ports)| ports)
+                    .collect(),
             },
             update: UpdateConfig {
                 parallelism: self.update_parallelism,

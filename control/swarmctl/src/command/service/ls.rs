@@ -1,9 +1,9 @@
 //! `swarmctl service ls`.
 
 use swarm_api::v1;
+use swarm_model::Endpoint;
 
 use crate::connect::{Sockets, answer, request};
-use crate::port::port_text;
 use crate::table::{ListOptions, Table};
 
 /// Lists the services.
@@ -23,7 +23,8 @@ impl Ls {
                 .list_services(request(message))
                 .await,
         )?;
-        let rows = found.services.into_iter().map(|summary| {
+        let mut rows = Vec::new();
+        for summary in found.services {
             let v1::ServiceSummary {
                 service,
                 running_tasks,
@@ -31,13 +32,14 @@ impl Ls {
             } = summary;
             let service = service.unwrap_or_default();
             let spec = service.spec.unwrap_or_default();
-            let ports = service.endpoint.unwrap_or_default().ports;
+            let endpoint = Endpoint::try_from(service.endpoint.unwrap_or_default())?;
+            let ports: Vec<_> = endpoint.ports.iter().map(ToString::to_string).collect();
             let image = spec
                 .task
                 .and_then(|task| task.container)
                 .unwrap_or_default()
                 .image;
-            [
+            rows.push([
                 if self.list.quiet {
                     service.id
                 } else {
@@ -47,9 +49,9 @@ impl Ls {
                 "replicated".to_owned(),
                 format!("{running_tasks}/{desired_tasks}"),
                 image,
-                ports.iter().map(port_text).collect::<Vec<_>>().join(", "),
-            ]
-        });
+                ports.join(", "),
+            ]);
+        }
         let table = Table {
             columns: [
                 ("ID", "ID"),
@@ -59,7 +61,7 @@ impl Ls {
                 ("IMAGE", "Image"),
                 ("PORTS", "Ports"),
             ],
-            rows: rows.collect(),
+            rows,
         };
         print!("{}", table.render(self.list));
         Ok(())

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use swarm_model::{PortConfig, ServiceMode, ServiceSpec};
+use swarm_model::{ServiceMode, ServiceSpec};
 
 use super::converge::Waiting;
 use super::create::Order;
 use crate::connect::Sockets;
-use crate::port::parse_port;
+use crate::port::{Ports, Removal, parse_ports, parse_removal, publish};
 use crate::time::parse_duration;
 
 /// Changes a service.
@@ -25,12 +25,13 @@ pub(crate) struct Update {
     /// Environment variable to remove; may be given several times
     #[arg(long, value_name = "NAME")]
     env_rm: Vec<String>,
-    /// Port to publish; may be given several times
-    #[arg(long, value_parser = parse_port, value_name = "PORT")]
-    publish_add: Vec<PortConfig>,
-    /// Target port to publish no more; may be given several times
-    #[arg(long, value_name = "TARGET")]
-    publish_rm: Vec<u16>,
+    /// Port to publish, as for create; one that is published already gets the options given here;
+    /// may be given several times
+    #[arg(long, value_parser = parse_ports, value_name = "PORT")]
+    publish_add: Vec<Ports>,
+    /// Target port to publish no more, as TARGET[/PROTOCOL]; may be given several times
+    #[arg(long, value_parser = parse_removal, value_name = "TARGET")]
+    publish_rm: Vec<Removal>,
     /// Constraint to add; may be given several times
     #[arg(long, value_name = "CONSTRAINT")]
     constraint_add: Vec<String>,
@@ -89,8 +90,9 @@ impl Update {
         constraints.retain(|constraint| !self.constraint_rm.contains(constraint));
         constraints.extend(self.constraint_add.iter().cloned());
         let ports = &mut spec.endpoint.ports;
-        ports.retain(|port| !self.publish_rm.contains(&port.target));
-        ports.extend(&self.publish_add);
+        ports.retain(|port| !self.publish_rm.iter().any(|removal| removal.removes(port)));
+        let added = self.publish_add.iter().flat_map(|Ports(ports)| ports);
+        publish(ports, added.cloned());
         if let Some(parallelism) = self.update_parallelism {
             spec.update.parallelism = parallelism;
         }
