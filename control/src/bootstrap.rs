@@ -45,6 +45,7 @@ pub(crate) fn new_swarm(
         root_key_pem: root.key_pem,
         worker_secret: random_base36(rng, JOIN_SECRET_LEN),
         manager_secret: random_base36(rng, JOIN_SECRET_LEN),
+        networks_made: swarm_model::NetworkCursor::default(),
     };
     let node = Node {
         id: founder.node_id,

@@ -18,13 +18,14 @@ mod task;
 mod time;
 mod token;
 mod validate;
+mod validate_network;
 
 pub use constraint::{Constraint, ConstraintError, NodeView, Operator};
 pub use id::{
     ClusterId, ID_LEN, InvalidId, NetworkId, NodeId, ServiceId, SessionId, TaskId, random_base36,
 };
 pub use network::{
-    Attachment, EndpointMode, Network, NetworkAttachmentSpec, NetworkSpec, Vip, Vni,
+    Attachment, EndpointMode, Network, NetworkAttachmentSpec, NetworkCursor, NetworkSpec, Vip, Vni,
 };
 pub use object::{
     Availability, Cluster, Endpoint, ManagerStatus, Meta, Node, NodeDescription, NodeState,
@@ -42,3 +43,4 @@ pub use task::{DesiredState, TaskState, TaskStatus};
 pub use time::Timestamp;
 pub use token::{InvalidToken, JOIN_SECRET_LEN, JoinToken};
 pub use validate::{InvalidSpec, MAX_NAME_LEN, MAX_REPLICAS, validate_service};
+pub use validate_network::{InvalidNetwork, RESERVED_NETWORK_NAMES, validate_network};

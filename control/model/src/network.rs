@@ -73,6 +73,16 @@ impl Network {
     }
 }
 
+/// Where the serial allocation of networks goes on, so that what was freed comes round again as
+/// late as possible: caches and stale forwarding entries may still name it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkCursor {
+    /// The VXLAN id given last to a network of a user.
+    pub vni: Option<Vni>,
+    /// The subnet chosen last from the pool.
+    pub subnet: Option<Ipv4Net>,
+}
+
 /// A VXLAN network identifier: 24 bits (RFC 7348).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Vni(pub u32);

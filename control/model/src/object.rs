@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Attachment, ClusterId, ClusterSpec, DesiredState, NodeId, NodeSpec, PortConfig, ServiceId,
-    ServiceSpec, TaskId, TaskSpec, TaskStatus, Timestamp, Vip,
+    Attachment, ClusterId, ClusterSpec, DesiredState, NetworkCursor, NodeId, NodeSpec, PortConfig,
+    ServiceId, ServiceSpec, TaskId, TaskSpec, TaskStatus, Timestamp, Vip,
 };
 
 /// What every object carries.
@@ -38,6 +38,8 @@ pub struct Cluster {
     pub worker_secret: String,
     /// Secret part of the manager join token.
     pub manager_secret: String,
+    /// What networks were given last; the next one gets what follows.
+    pub networks_made: NetworkCursor,
 }
 
 impl std::fmt::Debug for Cluster {

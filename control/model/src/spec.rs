@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Availability, EndpointMode, NetworkAttachmentSpec, PortConfig};
+use crate::{Availability, EndpointMode, NetworkAttachmentSpec, NetworkId, PortConfig};
 
 /// A service, as a person asks for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,15 @@ pub struct TaskSpec {
     pub networks: Vec<NetworkAttachmentSpec>,
     /// Raised to replace every task although nothing else changed.
     pub force_update: u64,
+}
+
+impl TaskSpec {
+    /// The networks of users that it is attached to, in order. A target that is no id, which the
+    /// swarm keeps none of, is left out.
+    pub fn network_ids(&self) -> impl Iterator<Item = NetworkId> + '_ {
+        let networks = self.networks.iter();
+        networks.filter_map(|network| network.target.parse().ok())
+    }
 }
 
 /// A container, as Docker's `service create` describes it.

@@ -17,9 +17,16 @@ pub const MAX_REPLICAS: u64 = 100_000;
 /// Most published ports of one service; keeps an assignment message small.
 const MAX_PORTS: usize = 256;
 
+/// Most networks of one service: each is an interface of each of its tasks.
+const MAX_NETWORKS: usize = 32;
+
+/// Most further names of a service on one network, and the longest of them (RFC 1035).
+const MAX_ALIASES: usize = 64;
+const MAX_ALIAS_LEN: usize = 253;
+
 /// Longest single text of a container spec, and most entries in one of its lists.
-const MAX_TEXT_LEN: usize = 32 * 1024;
-const MAX_LIST_LEN: usize = 1024;
+pub(crate) const MAX_TEXT_LEN: usize = 32 * 1024;
+pub(crate) const MAX_LIST_LEN: usize = 1024;
 
 /// What is wrong with a spec.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +57,11 @@ pub enum InvalidSpec {
     /// The mesh needs an address that stands for the service. Docker's words.
     #[error("EndpointSpec: port published with ingress mode can't be used with dnsrr mode")]
     IngressWithDnsrr,
+    /// A name on a network that no query could ask for.
+    #[error(
+        "network alias {0:?} is not valid: use letters, digits, -, _ and ., 253 characters at most"
+    )]
+    Alias(String),
     /// A constraint that cannot be read.
     #[error(transparent)]
     Constraint(#[from] ConstraintError),
@@ -77,10 +89,44 @@ pub fn validate_service(spec: &ServiceSpec) -> Result<(), InvalidSpec> {
     for constraint in &spec.task.placement.constraints {
         Constraint::parse(constraint)?;
     }
+    validate_networks(spec)?;
     validate_ports(spec)
 }
 
-fn validate_name(name: &str) -> Result<(), InvalidSpec> {
+fn validate_networks(spec: &ServiceSpec) -> Result<(), InvalidSpec> {
+    let networks = &spec.task.networks;
+    if networks.len() > MAX_NETWORKS {
+        return Err(InvalidSpec::TooLarge {
+            what: "the list of networks",
+            limit: MAX_NETWORKS,
+        });
+    }
+    for network in networks {
+        if network.aliases.len() > MAX_ALIASES {
+            return Err(InvalidSpec::TooLarge {
+                what: "the list of aliases on a network",
+                limit: MAX_ALIASES,
+            });
+        }
+        if let Some(alias) = network.aliases.iter().find(|alias| !is_alias(alias)) {
+            return Err(InvalidSpec::Alias(alias.chars().take(80).collect()));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a query can ask for `alias`: DNS labels, with underscores as people write them.
+fn is_alias(alias: &str) -> bool {
+    alias.len() <= MAX_ALIAS_LEN
+        && alias.split('.').all(|label| {
+            (1..=MAX_NAME_LEN).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        })
+}
+
+pub(crate) fn validate_name(name: &str) -> Result<(), InvalidSpec> {
     let valid = name.len() <= MAX_NAME_LEN
         && name
             .split(['-', '_'])
@@ -191,6 +237,7 @@ fn validate_ports(spec: &ServiceSpec) -> Result<(), InvalidSpec> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::NetworkAttachmentSpec;
 
     fn spec() -> ServiceSpec {
         let mut spec = ServiceSpec {
@@ -266,6 +313,28 @@ mod tests {
         port.mode = PublishMode::Host;
         spec.endpoint.ports = vec![port];
         assert_eq!(validate_service(&spec), Ok(()));
+    }
+
+    #[test]
+    fn aliases_can_be_asked_for() {
+        for (alias, valid) in [
+            ("db", true),
+            ("db.example_1.org", true),
+            ("", false),
+            ("db.", false),
+            ("d b", false),
+            ("dä", false),
+            (&"a".repeat(64), false),
+            (&["a"; 127].join("."), true),
+            (&["a"; 128].join("."), false),
+        ] {
+            let mut spec = spec();
+            spec.task.networks = vec![NetworkAttachmentSpec {
+                target: "front".to_owned(),
+                aliases: vec![alias.to_owned()],
+            }];
+            assert_eq!(validate_service(&spec).is_ok(), valid, "{alias:?}");
+        }
     }
 
     #[test]

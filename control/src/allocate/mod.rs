@@ -1,5 +1,5 @@
-//! Gives objects what only one of them may have: addresses on the ingress network, published
-//! ports, service indexes, VXLAN ids.
+//! Gives objects what only one of them may have: subnets, VXLAN ids, addresses of nodes, tasks and
+//! services on networks, published ports, service indexes.
 //!
 //! Every pass first claims what objects own already, then gives what is missing, so that a new
 //! leader, which knows nothing but the store, gives nothing twice. Addresses and chosen ports are
@@ -7,33 +7,38 @@
 //! caches may still name it.
 //!
 //! Invariants:
-//! * No two nodes or tasks that have not ended own the same address, no two services the same
-//!   published port of a protocol or the same index.
+//! * On a network, no two nodes, services or tasks that have not ended own the same address. No two
+//!   services own the same published port of a protocol or the same index, no two networks the same
+//!   VXLAN id or overlapping subnets.
 //! * What an object was given it keeps, as long as it still asks for it.
 //! * What cannot be given is told in the object's own status, with the remedy.
 //!
 //! * IPv6 addresses are never given: they follow from the IPv4 ones (`Network::address6`).
 //!
-//! Deliberately absent: overlay networks of users, virtual addresses of services.
+//! Networks are made when they are asked for ([`make_network`]), so that whoever asks is told at
+//! once; the pass does the rest.
 
 mod address;
+mod network;
 mod port;
-mod subnet;
 #[cfg(test)]
 mod tests;
+mod vip;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use swarm_model::{
-    DesiredState, Meta, Network, NetworkId, NetworkSpec, Service, Task, TaskState, Timestamp, Vni,
+    Attachment, DesiredState, Meta, Network, NetworkId, NetworkSpec, ServiceId, Task, TaskState,
+    Timestamp, Vni,
 };
 
 use crate::orchestrate::Batch;
 use crate::store::State;
 
-use address::Addresses;
+use address::Pools;
+pub(crate) use network::{NoNetwork, make as make_network};
 
 /// The ingress network's name and subnet (those of swarm 1.12).
 const INGRESS_NAME: &str = "ingress";
@@ -43,9 +48,9 @@ const INGRESS_PREFIX_LEN: u8 = 16;
 const INGRESS_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 
 /// Where serial allocation goes on. A leader keeps one for as long as it leads.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Cursor {
-    address: Option<Ipv4Addr>,
+    addresses: address::Cursors,
     port: Option<u16>,
 }
 
@@ -66,15 +71,16 @@ pub(crate) fn pass(
     if ingress.subnet6.is_none() {
         // One that was made before there was IPv6.
         let mut ingress = Network::clone(ingress);
-        ingress.subnet6 = Some(subnet::unique_local(rng));
+        ingress.subnet6 = Some(network::unique_local(rng));
         batch.put_network(ingress);
         return;
     }
-    let mut addresses = Addresses::of(state, ingress.subnet, cursor.address);
-    node_addresses(state, &mut addresses, batch);
-    let unsettled = endpoints(state, cursor, batch);
-    tasks(state, &unsettled, &mut addresses, batch);
-    cursor.address = addresses.cursor();
+    let mut pools = Pools::new(state, std::mem::take(&mut cursor.addresses));
+    node_addresses(state, &ingress.id, &mut pools, batch);
+    let unsettled = endpoints(state, &mut cursor.port, &mut pools, batch);
+    tasks(state, &ingress.id, &unsettled, &mut pools, batch);
+    networks(state, &pools, batch);
+    cursor.addresses = pools.into_cursors();
 }
 
 fn ingress_network(now: Timestamp, rng: &mut impl rand::Rng) -> Network {
@@ -92,13 +98,13 @@ fn ingress_network(now: Timestamp, rng: &mut impl rand::Rng) -> Network {
         },
         subnet: Ipv4Net::new_assert(INGRESS_ADDRESS, INGRESS_PREFIX_LEN),
         gateway: INGRESS_GATEWAY,
-        subnet6: Some(subnet::unique_local(rng)),
+        subnet6: Some(network::unique_local(rng)),
         vni: Vni::FIRST,
         error: String::new(),
     }
 }
 
-fn node_addresses(state: &State, addresses: &mut Addresses, batch: &mut Batch) {
+fn node_addresses(state: &State, ingress: &NetworkId, pools: &mut Pools<'_>, batch: &mut Batch) {
     let mut nodes: Vec<_> = state
         .nodes()
         .filter(|node| node.ingress_address.is_none())
@@ -109,7 +115,7 @@ fn node_addresses(state: &State, addresses: &mut Addresses, batch: &mut Batch) {
             return;
         }
         // A node without an address gets no tasks that need one; the scheduler tells why.
-        let Some(address) = addresses.next() else {
+        let Some(address) = pools.next(ingress) else {
             return;
         };
         let mut node = node.as_ref().clone();
@@ -122,11 +128,20 @@ fn node_addresses(state: &State, addresses: &mut Addresses, batch: &mut Batch) {
 /// it is to be: their tasks wait for the next pass.
 fn endpoints(
     state: &State,
-    cursor: &mut Cursor,
+    port: &mut Option<u16>,
+    pools: &mut Pools<'_>,
     batch: &mut Batch,
-) -> BTreeSet<swarm_model::ServiceId> {
+) -> BTreeSet<ServiceId> {
     let mut unsettled = BTreeSet::new();
-    for (service, endpoint) in port::settle(state, &mut cursor.port) {
+    for (service, mut endpoint) in port::settle(state, port) {
+        let (vips, error) = vip::settle(state, service, pools);
+        endpoint.vips = vips;
+        if !error.is_empty() {
+            if !endpoint.error.is_empty() {
+                endpoint.error.push_str("; ");
+            }
+            endpoint.error.push_str(&error);
+        }
         if service.endpoint == endpoint {
             continue;
         }
@@ -142,8 +157,9 @@ fn endpoints(
 
 fn tasks(
     state: &State,
-    unsettled: &BTreeSet<swarm_model::ServiceId>,
-    addresses: &mut Addresses,
+    ingress: &NetworkId,
+    unsettled: &BTreeSet<ServiceId>,
+    pools: &mut Pools<'_>,
     batch: &mut Batch,
 ) {
     let mut tasks: Vec<_> = state
@@ -160,42 +176,96 @@ fn tasks(
         let Some(service) = state.service(&task.service_id) else {
             continue;
         };
-        if !unsettled.contains(&service.id)
-            && let Some(next) = allocate_task(task, service, addresses, batch.now())
-        {
+        if unsettled.contains(&service.id) {
+            continue;
+        }
+        let addresses = if service.endpoint.error.is_empty() {
+            addresses(state, task, ingress, pools)
+        } else {
+            Err(service.endpoint.error.clone())
+        };
+        if let Some(next) = allocated(task, addresses, batch.now()) {
             batch.put_task(next);
         }
     }
 }
 
+/// What a task needs: its address on the ingress network, its places on networks of users.
+type TaskAddresses = (Ipv4Addr, Vec<Attachment>);
+
+/// All the addresses that `task` needs, or why it gets none of them.
+fn addresses(
+    state: &State,
+    task: &Task,
+    ingress: &NetworkId,
+    pools: &mut Pools<'_>,
+) -> Result<TaskAddresses, String> {
+    let specs = task.spec.networks.iter();
+    let networks: Vec<(NetworkId, _)> = specs
+        .filter_map(|spec| Some((spec.target.parse().ok()?, spec)))
+        .collect();
+    for network in std::iter::once(ingress).chain(networks.iter().map(|(id, _)| id)) {
+        if !pools.has_free(network) {
+            return Err(vip::refusal(state, network));
+        }
+    }
+    let mut take = |network: &NetworkId| {
+        let address = pools.next(network);
+        address.ok_or_else(|| vip::refusal(state, network))
+    };
+    let ingress_address = take(ingress)?;
+    let mut attachments = Vec::new();
+    for (network, spec) in networks {
+        attachments.push(Attachment {
+            address: take(&network)?,
+            network,
+            aliases: spec.aliases.clone(),
+        });
+    }
+    Ok((ingress_address, attachments))
+}
+
 /// `task` with what it needs, or with the reason why it has to wait; none when that is told
 /// already.
-fn allocate_task(
+fn allocated(
     task: &Task,
-    service: &Service,
-    addresses: &mut Addresses,
+    addresses: Result<TaskAddresses, String>,
     now: Timestamp,
 ) -> Option<Task> {
     let mut next = task.clone();
-    let error = if !service.endpoint.error.is_empty() {
-        service.endpoint.error.clone()
-    } else {
-        next.ingress_address = addresses.next();
-        if next.ingress_address.is_some() {
-            String::new()
-        } else {
-            addresses.exhausted()
+    match addresses {
+        Ok((ingress_address, attachments)) => {
+            next.ingress_address = Some(ingress_address);
+            next.attachments = attachments;
+            next.status.state = TaskState::Pending;
+            next.status.since = now;
+            next.status.error.clear();
         }
-    };
-    if error.is_empty() {
-        next.status.state = TaskState::Pending;
-        next.status.since = now;
-        next.status.error.clear();
-    } else if task.status.error == error {
-        return None;
-    } else {
-        next.status.message = "waiting for the network".to_owned();
-        next.status.error = error;
+        Err(error) if task.status.error == error => return None,
+        Err(error) => {
+            next.status.message = "waiting for the network".to_owned();
+            next.status.error = error;
+        }
     }
     Some(next)
+}
+
+/// Tells of each network whether it has run out of addresses.
+fn networks(state: &State, pools: &Pools<'_>, batch: &mut Batch) {
+    // A pass that was cut short has not asked for all that is wanted.
+    let complete = !batch.is_full();
+    for network in state.networks() {
+        let error = if pools.is_exhausted(&network.id) {
+            address::exhausted(network)
+        } else if complete {
+            String::new()
+        } else {
+            continue;
+        };
+        if network.error != error {
+            let mut network = Network::clone(network);
+            network.error = error;
+            batch.put_network(network);
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Who gets what, and who is told why not.
 
+mod network;
+
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -54,6 +54,7 @@ mod tests {
             root_key_pem: String::new(),
             worker_secret: "w".repeat(25),
             manager_secret: "m".repeat(25),
+            networks_made: swarm_model::NetworkCursor::default(),
         };
         let token = |root: &str, secret: &str| JoinToken::new(root, secret).to_string();
         for (text, expected) in [

@@ -171,6 +171,7 @@ mod tests {
             root_key_pem: root.key_pem,
             worker_secret: String::new(),
             manager_secret: String::new(),
+            networks_made: swarm_model::NetworkCursor::default(),
         }
     }
 

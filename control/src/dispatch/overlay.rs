@@ -76,7 +76,10 @@ pub(super) fn networks(state: &State) -> ByNetwork {
         .collect();
     let named: Vec<_> = state
         .services()
-        .flat_map(|service| asked(service).map(move |network| (network, &service.id)))
+        .flat_map(|service| {
+            let asked = service.spec.task.network_ids();
+            asked.map(move |network| (network, &service.id))
+        })
         .collect();
     attached.extend(
         (named.iter().map(|(network, service)| (network, *service)))
@@ -171,12 +174,6 @@ fn endpoint(
         aliases: attachment.aliases.clone(),
         state,
     }
-}
-
-/// The networks that `service` asks for.
-fn asked(service: &Service) -> impl Iterator<Item = NetworkId> {
-    let networks = service.spec.task.networks.iter();
-    networks.filter_map(|network| network.target.parse().ok())
 }
 
 fn network_service(network: &NetworkId, service: &Service) -> NetworkService {

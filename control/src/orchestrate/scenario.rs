@@ -7,12 +7,14 @@ use std::time::Duration;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use swarm_model::{
-    Cluster, ClusterId, ClusterSpec, DesiredState, Endpoint, Meta, Node, NodeDescription, NodeId,
-    NodeSpec, NodeState, NodeStatus, Platform, PortConfig, Role, Service, ServiceId, ServiceMode,
-    ServiceSpec, Task, TaskId, TaskState, Timestamp,
+    Cluster, ClusterId, ClusterSpec, DesiredState, Endpoint, Meta, Network, NetworkAttachmentSpec,
+    NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeSpec, NodeState, NodeStatus,
+    Platform, PortConfig, Role, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskId,
+    TaskState, Timestamp,
 };
 
 use super::Batch;
+use crate::allocate::make_network;
 use crate::leader::{PASSES, Planner};
 use crate::store::{Change, Object, ObjectKey, State};
 
@@ -49,6 +51,7 @@ impl Scenario {
             root_key_pem: String::new(),
             worker_secret: String::new(),
             manager_secret: String::new(),
+            networks_made: swarm_model::NetworkCursor::default(),
         };
         scenario.put(cluster);
         scenario
@@ -156,6 +159,30 @@ impl Scenario {
             pending_delete: false,
         });
         id
+    }
+
+    /// A network of a user, its spec as `edit` makes it, as the API makes it.
+    pub(crate) fn add_network(
+        &mut self,
+        name: &str,
+        edit: impl FnOnce(&mut NetworkSpec),
+    ) -> NetworkId {
+        let mut spec = NetworkSpec {
+            name: name.to_owned(),
+            ..NetworkSpec::default()
+        };
+        edit(&mut spec);
+        let cluster = self.state.cluster().expect("there is a swarm");
+        let made = make_network(&self.state, cluster, spec, self.now, &mut self.rng);
+        let (network, cluster) = made.expect(name);
+        let id = network.id.clone();
+        self.put(network);
+        self.put(cluster);
+        id
+    }
+
+    pub(crate) fn network(&self, id: &NetworkId) -> &Network {
+        self.state.network(id).expect("the network is there")
     }
 
     pub(crate) fn service(&self, id: &ServiceId) -> &Service {
@@ -344,6 +371,17 @@ pub(crate) fn port(published: u16, target: u16) -> PortConfig {
         target,
         published,
         ..PortConfig::default()
+    }
+}
+
+/// Attaches a service to a network.
+pub(crate) fn on(network: &NetworkId) -> impl Fn(&mut ServiceSpec) + use<> {
+    let target = network.to_string();
+    move |spec| {
+        spec.task.networks.push(NetworkAttachmentSpec {
+            target: target.clone(),
+            aliases: Vec::new(),
+        });
     }
 }
 

@@ -28,7 +28,7 @@ enum Access {
 }
 
 /// Every method there is.
-const METHODS: [(&str, Access); 15] = [
+const METHODS: [(&str, Access); 20] = [
     ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
     ("/swarm.v1.Dispatcher/Session", Access::Node),
@@ -42,6 +42,11 @@ const METHODS: [(&str, Access); 15] = [
     ("/swarm.v1.Control/RemoveService", Access::Manager),
     ("/swarm.v1.Control/GetService", Access::Manager),
     ("/swarm.v1.Control/ListServices", Access::Manager),
+    ("/swarm.v1.Control/CreateNetwork", Access::Manager),
+    ("/swarm.v1.Control/RemoveNetwork", Access::Manager),
+    ("/swarm.v1.Control/PruneNetworks", Access::Manager),
+    ("/swarm.v1.Control/GetNetwork", Access::Manager),
+    ("/swarm.v1.Control/ListNetworks", Access::Manager),
     ("/swarm.v1.Control/ListTasks", Access::Manager),
     (
         "/swarm.v1.LocalControl/IssueManagerCertificate",

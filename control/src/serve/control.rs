@@ -7,11 +7,11 @@ use std::sync::Arc;
 use swarm_api::convert::ConvertError;
 use swarm_api::v1;
 use swarm_api::v1::control_server::Control;
-use swarm_model::{Cluster, JoinToken, NodeId, Role, ServiceId, ServiceSpec, Task};
+use swarm_model::{Cluster, JoinToken, NetworkSpec, NodeId, Role, ServiceId, ServiceSpec, Task};
 use tonic::{Request, Response, Status};
 
 use super::refusal::{Refusal, outcome};
-use super::{lookup, nodes, services};
+use super::{lookup, networks, nodes, services};
 use crate::clock;
 use crate::store::{State, Store};
 
@@ -203,6 +203,96 @@ impl Control for ControlService {
         });
         Ok(Response::new(v1::ListServicesResponse {
             services: summaries,
+        }))
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<v1::CreateNetworkRequest>,
+    ) -> Answer<v1::CreateNetworkResponse> {
+        let spec = request.into_inner().spec;
+        let spec = spec.ok_or(Refusal::Missing("spec"))?;
+        let spec = NetworkSpec::try_from(spec).map_err(Refusal::from)?;
+        let created = self
+            .store
+            .update(|state| networks::create(state, spec, clock::now(), &mut rand::rng()))
+            .await;
+        let id = outcome(created)?;
+        tracing::info!(network_id = %id, "created a network");
+        let members = self
+            .store
+            .read(|state| networks::members(state, id.as_str()))?;
+        Ok(Response::new(v1::CreateNetworkResponse {
+            network: Some((&*members.network).into()),
+        }))
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<v1::RemoveNetworkRequest>,
+    ) -> Answer<v1::RemoveNetworkResponse> {
+        let reference = request.into_inner().reference;
+        let removed = self
+            .store
+            .update(|state| networks::remove(state, &reference))
+            .await;
+        let id = outcome(removed)?;
+        tracing::info!(network_id = %id, "removed a network");
+        Ok(Response::new(v1::RemoveNetworkResponse {
+            id: id.to_string(),
+        }))
+    }
+
+    async fn prune_networks(
+        &self,
+        _: Request<v1::PruneNetworksRequest>,
+    ) -> Answer<v1::PruneNetworksResponse> {
+        let pruned = self
+            .store
+            .update(|state| Ok::<_, Refusal>(networks::prune(state)))
+            .await;
+        let names = outcome(pruned)?;
+        tracing::info!(?names, "removed the networks that nobody used");
+        Ok(Response::new(v1::PruneNetworksResponse { names }))
+    }
+
+    async fn get_network(
+        &self,
+        request: Request<v1::GetNetworkRequest>,
+    ) -> Answer<v1::GetNetworkResponse> {
+        let v1::GetNetworkRequest { reference, verbose } = request.into_inner();
+        let (members, hostnames) = self.store.read(|state| {
+            let members = networks::members(state, &reference)?;
+            let hostnames = hostnames(state, &members.tasks);
+            Ok::<_, Refusal>((members, hostnames))
+        })?;
+        let network = Some((&*members.network).into());
+        Ok(Response::new(if verbose {
+            v1::GetNetworkResponse {
+                network,
+                services: members.services.iter().map(|it| (&**it).into()).collect(),
+                tasks: members.tasks.iter().map(|it| (&**it).into()).collect(),
+                hostnames,
+            }
+        } else {
+            v1::GetNetworkResponse {
+                network,
+                ..v1::GetNetworkResponse::default()
+            }
+        }))
+    }
+
+    async fn list_networks(
+        &self,
+        _: Request<v1::ListNetworksRequest>,
+    ) -> Answer<v1::ListNetworksResponse> {
+        let networks = self.store.read(|state| {
+            let mut networks: Vec<_> = state.networks().cloned().collect();
+            networks.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+            networks
+        });
+        Ok(Response::new(v1::ListNetworksResponse {
+            networks: networks.iter().map(|it| (&**it).into()).collect(),
         }))
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use swarm_model::{Node, NodeId, Service};
+use swarm_model::{Network, Node, NodeId, Service};
 
 use super::refusal::Refusal;
 use crate::store::State;
@@ -41,6 +41,21 @@ impl Referable for Service {
     fn name(&self) -> &str {
         &self.spec.name
     }
+}
+
+impl Referable for Network {
+    const KIND: &'static str = "network";
+    fn id(&self) -> &str {
+        self.id.as_str()
+    }
+    fn name(&self) -> &str {
+        &self.spec.name
+    }
+}
+
+/// The network that `reference` means.
+pub(super) fn network<'a>(state: &'a State, reference: &str) -> Result<&'a Arc<Network>, Refusal> {
+    find(reference, || state.networks())
 }
 
 /// The service that `reference` means.

@@ -21,6 +21,7 @@ mod join_rate;
 mod listen;
 mod local_control;
 mod lookup;
+mod networks;
 mod node_ca;
 mod nodes;
 mod peer;

@@ -4,9 +4,12 @@
 use std::error::Error;
 
 use swarm_api::convert::ConvertError;
-use swarm_model::{InvalidSpec, NodeId, PortConfig, PublishMode, ServiceId};
+use swarm_model::{
+    InvalidNetwork, InvalidSpec, NetworkId, NodeId, PortConfig, PublishMode, ServiceId,
+};
 use tonic::{Code, Status};
 
+use crate::allocate::NoNetwork;
 use crate::ca::{IssueError, Refused};
 use crate::store::UpdateError;
 
@@ -19,6 +22,53 @@ pub(super) enum Refusal {
     /// A spec that makes no sense.
     #[error(transparent)]
     Spec(#[from] InvalidSpec),
+    /// A network's spec that makes no sense.
+    #[error(transparent)]
+    NetworkSpec(#[from] InvalidNetwork),
+    /// Addresses that cannot be had.
+    #[error(transparent)]
+    Network(#[from] NoNetwork),
+    /// The name is another network's.
+    #[error(
+        "network {name} exists already ({by}); choose another name, or remove it with `swarmctl \
+         network rm {name}`"
+    )]
+    NetworkNameTaken {
+        /// The name.
+        name: String,
+        /// Whose it is.
+        by: NetworkId,
+    },
+    /// Tasks would lose it.
+    #[error(
+        "network {name} is in use by {services}: remove these services, or take them off it with \
+         `swarmctl service update --network-rm {name} SERVICE`, and wait until their tasks have \
+         moved"
+    )]
+    NetworkInUse {
+        /// Its name.
+        name: String,
+        /// Some of those that use it.
+        services: String,
+    },
+    /// Published ports need it.
+    #[error("the ingress network carries published ports and cannot be removed")]
+    IngressNetwork,
+    /// Every task is on it anyway.
+    #[error(
+        "services are not attached to the ingress network by name: publish ports with --publish \
+         instead"
+    )]
+    AttachedToIngress,
+    /// One of Docker's networks of every node.
+    #[error(
+        "the network {0} of a node cannot be used by services: make one for them with `swarmctl \
+         network create`"
+    )]
+    NodeLocalNetwork(String),
+    /// One interface a network.
+    #[error("the service is attached to network {0} twice: name each network once")]
+    AttachedTwice(String),
     /// A field left out.
     #[error("the request has no {0}")]
     Missing(&'static str),
@@ -28,7 +78,7 @@ pub(super) enum Refusal {
     /// Nothing found.
     #[error("there is no {kind} {reference:?}; `swarmctl {kind} ls` lists them")]
     NotFound {
-        /// `node` or `service`.
+        /// `node`, `service` or `network`.
         kind: &'static str,
         /// What was looked for.
         reference: String,
@@ -36,7 +86,7 @@ pub(super) enum Refusal {
     /// Several found.
     #[error("{kind} {reference:?} can mean any of {candidates}; use more of the id")]
     Ambiguous {
-        /// `node` or `service`.
+        /// `node`, `service` or `network`.
         kind: &'static str,
         /// What was looked for.
         reference: String,
@@ -144,6 +194,11 @@ impl Refusal {
         match self {
             Self::Convert(_)
             | Self::Spec(_)
+            | Self::NetworkSpec(_)
+            | Self::AttachedToIngress
+            | Self::NodeLocalNetwork(_)
+            | Self::AttachedTwice(_)
+            | Self::Network(NoNetwork::Overlap { .. } | NoNetwork::Underlay { .. })
             | Self::Missing(_)
             | Self::EmptyReference(_)
             | Self::Ambiguous { .. }
@@ -151,14 +206,20 @@ impl Refusal {
             | Self::Rename(_)
             | Self::Token(Refused::Invalid(_)) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::NameTaken { .. } | Self::PortTaken { .. } => Code::AlreadyExists,
+            Self::NameTaken { .. } | Self::PortTaken { .. } | Self::NetworkNameTaken { .. } => {
+                Code::AlreadyExists
+            }
             Self::BeingRemoved(_)
             | Self::OutOfSequence
+            | Self::NetworkInUse { .. }
+            | Self::IngressNetwork
             | Self::NodeNotDown { .. }
             | Self::NodeIsManager(_)
             | Self::ManagerJoin => Code::FailedPrecondition,
             Self::Token(Refused::OtherSwarm | Refused::Secret) => Code::PermissionDenied,
-            Self::TooManyJoins | Self::TooManyNodes(_) => Code::ResourceExhausted,
+            Self::TooManyJoins
+            | Self::TooManyNodes(_)
+            | Self::Network(NoNetwork::NoSubnet | NoNetwork::NoVni) => Code::ResourceExhausted,
             Self::Issue(error) if error.is_callers_fault() => Code::InvalidArgument,
             Self::Issue(_) => Code::Internal,
             Self::NodeIdTaken(_) | Self::NotReady => Code::Unavailable,

@@ -8,8 +8,8 @@ use swarm_model::{
     Task, TaskState, Timestamp, validate_service,
 };
 
-use super::lookup;
 use super::refusal::Refusal;
+use super::{lookup, networks};
 use crate::store::{Change, State};
 
 /// Where VXLAN packets arrive (RFC 7348).
@@ -18,7 +18,7 @@ const VXLAN_PORT: u16 = 4789;
 /// A service made from `spec`, with an id drawn from `rng`.
 pub(super) fn create(
     state: &State,
-    spec: ServiceSpec,
+    mut spec: ServiceSpec,
     now: Timestamp,
     rng: &mut impl Rng,
 ) -> Result<Service, Refusal> {
@@ -34,6 +34,7 @@ pub(super) fn create(
         });
     }
     check_ports(state, &spec, None)?;
+    networks::resolve(state, &mut spec)?;
     Ok(Service {
         id: ServiceId::random(rng),
         meta: Meta {
@@ -55,7 +56,7 @@ pub(super) fn update(
     state: &State,
     id: &ServiceId,
     version: u64,
-    spec: ServiceSpec,
+    mut spec: ServiceSpec,
     now: Timestamp,
 ) -> Result<Option<Service>, Refusal> {
     let current = state.service(id).ok_or_else(|| Refusal::NotFound {
@@ -73,6 +74,7 @@ pub(super) fn update(
     }
     validate_service(&spec)?;
     check_ports(state, &spec, Some(id))?;
+    networks::resolve(state, &mut spec)?;
     if current.spec == spec {
         return Ok(None);
     }

@@ -5,3 +5,4 @@ mod harness;
 mod matrix;
 mod membership;
 mod network;
+mod networks;

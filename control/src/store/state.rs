@@ -21,6 +21,11 @@ pub(crate) struct State {
     services_by_name: Index<String, ServiceId>,
     tasks_by_service: Index<ServiceId, TaskId>,
     tasks_by_node: Index<NodeId, TaskId>,
+    networks_by_name: Index<String, NetworkId>,
+    /// By what their specs ask for and what they have an address on.
+    services_by_network: Index<NetworkId, ServiceId>,
+    /// By what their specs ask for.
+    tasks_by_network: Index<NetworkId, TaskId>,
 }
 
 impl State {
@@ -95,6 +100,30 @@ impl State {
         self.networks.get(id)
     }
 
+    /// The network with this name.
+    pub(crate) fn network_by_name(&self, name: &str) -> Option<&Arc<Network>> {
+        let id = self.networks_by_name.get(name).next()?;
+        self.networks.get(id)
+    }
+
+    /// The services that are to be on a network of a user, or still have an address there, by id.
+    pub(crate) fn services_of_network(
+        &self,
+        id: &NetworkId,
+    ) -> impl Iterator<Item = &Arc<Service>> + use<'_> {
+        let ids = self.services_by_network.get(id);
+        ids.filter_map(|id| self.services.get(id))
+    }
+
+    /// The tasks, ended ones too, that are or were to be on a network of a user, by id.
+    pub(crate) fn tasks_of_network(
+        &self,
+        id: &NetworkId,
+    ) -> impl Iterator<Item = &Arc<Task>> + use<'_> {
+        let ids = self.tasks_by_network.get(id);
+        ids.filter_map(|id| self.tasks.get(id))
+    }
+
     /// The network that carries published ports.
     pub(crate) fn ingress_network(&self) -> Option<&Arc<Network>> {
         self.networks.values().find(|network| network.spec.ingress)
@@ -138,6 +167,9 @@ impl State {
                 self.remove_service(&service.id);
                 self.services_by_name
                     .insert(&service.spec.name, &service.id);
+                for network in networks_of(&service) {
+                    self.services_by_network.insert(&network, &service.id);
+                }
                 self.services.insert(service.id.clone(), Arc::new(service));
             }
             Object::Task(task) => {
@@ -146,9 +178,15 @@ impl State {
                 if let Some(node) = &task.node_id {
                     self.tasks_by_node.insert(node, &task.id);
                 }
+                for network in task.spec.network_ids() {
+                    self.tasks_by_network.insert(&network, &task.id);
+                }
                 self.tasks.insert(task.id.clone(), Arc::new(task));
             }
             Object::Network(network) => {
+                self.remove_network(&network.id);
+                self.networks_by_name
+                    .insert(&network.spec.name, &network.id);
                 self.networks.insert(network.id.clone(), Arc::new(network));
             }
         }
@@ -164,15 +202,22 @@ impl State {
             }
             ObjectKey::Service(id) => self.remove_service(id),
             ObjectKey::Task(id) => self.remove_task(id),
-            ObjectKey::Network(id) => {
-                self.networks.remove(id);
-            }
+            ObjectKey::Network(id) => self.remove_network(id),
         }
     }
 
     fn remove_service(&mut self, id: &ServiceId) {
         if let Some(old) = self.services.remove(id) {
             self.services_by_name.remove(&old.spec.name, id);
+            for network in networks_of(&old) {
+                self.services_by_network.remove(&network, id);
+            }
+        }
+    }
+
+    fn remove_network(&mut self, id: &NetworkId) {
+        if let Some(old) = self.networks.remove(id) {
+            self.networks_by_name.remove(&old.spec.name, id);
         }
     }
 
@@ -182,6 +227,15 @@ impl State {
             if let Some(node) = &old.node_id {
                 self.tasks_by_node.remove(node, id);
             }
+            for network in old.spec.network_ids() {
+                self.tasks_by_network.remove(&network, id);
+            }
         }
     }
+}
+
+/// The networks that `service` asks for, and those that it has an address on.
+fn networks_of(service: &Service) -> impl Iterator<Item = NetworkId> + '_ {
+    let held = service.endpoint.vips.iter().map(|vip| vip.network.clone());
+    service.spec.task.network_ids().chain(held)
 }

@@ -3,7 +3,10 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use swarm_api::v1;
-use swarm_model::{Cluster, Network, Node, NodeId, Service, ServiceId, Task, TaskId};
+use swarm_model::{
+    Cluster, Network, NetworkAttachmentSpec, NetworkId, Node, NodeId, Service, ServiceId, Task,
+    TaskId, Vip,
+};
 
 use super::{Change, Object};
 
@@ -52,6 +55,29 @@ pub(crate) fn service(number: u8, name: &str) -> Service {
     message.try_into().unwrap()
 }
 
+/// On `networks` as well.
+fn attached(mut service: Service, mut task: Task, networks: &[u8]) -> (Service, Task) {
+    let specs: Vec<_> = (networks.iter())
+        .map(|&number| NetworkAttachmentSpec {
+            target: id(number),
+            aliases: Vec::new(),
+        })
+        .collect();
+    service.spec.task.networks.clone_from(&specs);
+    service.endpoint.vips = (networks.iter().take(1))
+        .map(|&number| Vip {
+            network: network_id(number + 1),
+            address: [10, 0, 0, number].into(),
+        })
+        .collect();
+    task.spec.networks = specs;
+    (service, task)
+}
+
+pub(crate) fn network_id(number: u8) -> NetworkId {
+    id(number).try_into().unwrap()
+}
+
 pub(crate) fn task(number: u8, service: u8, node: Option<u8>) -> Task {
     let message = v1::Task {
         id: id(number),
@@ -66,6 +92,7 @@ pub(crate) fn network(number: u8, ingress: bool) -> Network {
     let message = v1::Network {
         id: id(number),
         spec: Some(v1::NetworkSpec {
+            name: format!("network-{number}"),
             ingress,
             ..v1::NetworkSpec::default()
         }),
@@ -85,6 +112,14 @@ fn object() -> impl Strategy<Value = Object> {
             .prop_map(|(number, name)| service(number, &format!("service-{name}")).into()),
         (0..8u8, 0..3u8, prop::option::of(0..3u8))
             .prop_map(|(number, service, node)| task(number, service, node).into()),
+        (0..4u8, 0..3u8, vec(0..3u8, 0..3)).prop_map(|(number, name, networks)| {
+            let service = service(number, &format!("service-{name}"));
+            attached(service, task(0, 0, None), &networks).0.into()
+        }),
+        (0..8u8, 0..3u8, vec(0..3u8, 0..3)).prop_map(|(number, service_number, networks)| {
+            let task = task(number, service_number, None);
+            attached(service(0, ""), task, &networks).1.into()
+        }),
         (0..2u8, any::<bool>()).prop_map(|(number, ingress)| network(number, ingress).into()),
     ]
 }

@@ -9,7 +9,7 @@ use swarm_model::NodeId;
 
 use super::codec::MAX_BATCH_BYTES;
 use super::testing::{
-    changes, cluster, network, node, node_id, service, service_id, task, task_id,
+    changes, cluster, network, network_id, node, node_id, service, service_id, task, task_id,
 };
 use super::*;
 
@@ -108,6 +108,19 @@ proptest! {
             let name = format!("service-{number}");
             let named = state.services().find(|service| service.spec.name == name);
             prop_assert_eq!(named, state.service_by_name(&name));
+            let network = network_id(number);
+            let of_network = state.services().filter(|service| {
+                service.spec.task.network_ids().any(|id| id == network)
+                    || service.endpoint.vips.iter().any(|vip| vip.network == network)
+            });
+            prop_assert!(of_network.eq(state.services_of_network(&network)));
+            let of_network = state.tasks().filter(|task| {
+                task.spec.network_ids().any(|id| id == network)
+            });
+            prop_assert!(of_network.eq(state.tasks_of_network(&network)));
+            let name = format!("network-{number}");
+            let named = state.networks().find(|network| network.spec.name == name);
+            prop_assert_eq!(named, state.network_by_name(&name));
         }
         let ingress = state.networks().find(|network| network.spec.ingress);
         prop_assert_eq!(ingress, state.ingress_network());

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use swarm_model::{Cluster, ClusterSpec, Meta, Timestamp};
+use swarm_model::{Cluster, ClusterSpec, Meta, NetworkCursor, Timestamp, Vni};
 
 use super::ConvertError;
-use super::field::{epoch_ms, id, milliseconds, or_default};
+use super::field::{epoch_ms, id, milliseconds, optional_parsed, optional_text, or_default};
+use super::network::{SUBNET, vni};
 use crate::v1;
 
 impl TryFrom<v1::Meta> for Meta {
@@ -52,6 +53,8 @@ impl TryFrom<v1::Cluster> for Cluster {
             root_key_pem,
             worker_secret,
             manager_secret,
+            last_vni,
+            last_subnet,
         } = message;
         Ok(Self {
             id: id("cluster.id", cluster_id)?,
@@ -61,6 +64,12 @@ impl TryFrom<v1::Cluster> for Cluster {
             root_key_pem,
             worker_secret,
             manager_secret,
+            networks_made: NetworkCursor {
+                vni: (last_vni != 0)
+                    .then(|| vni("cluster.last_vni", last_vni))
+                    .transpose()?,
+                subnet: optional_parsed("cluster.last_subnet", SUBNET, &last_subnet)?,
+            },
         })
     }
 }
@@ -76,6 +85,7 @@ impl From<&Cluster> for v1::Cluster {
             root_key_pem,
             worker_secret,
             manager_secret,
+            networks_made: NetworkCursor { vni, subnet },
         } = cluster;
         Self {
             id: id.to_string(),
@@ -85,6 +95,8 @@ impl From<&Cluster> for v1::Cluster {
             root_key_pem: root_key_pem.clone(),
             worker_secret: worker_secret.clone(),
             manager_secret: manager_secret.clone(),
+            last_vni: vni.map_or(0, |Vni(vni)| vni),
+            last_subnet: optional_text(*subnet),
         }
     }
 }

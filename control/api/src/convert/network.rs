@@ -14,7 +14,7 @@ use super::field::{
 };
 use crate::v1;
 
-const SUBNET: &str = "an IPv4 network in CIDR form";
+pub(super) const SUBNET: &str = "an IPv4 network in CIDR form";
 const SUBNET6: &str = "an IPv6 network in CIDR form";
 
 impl TryFrom<v1::Network> for Network {
@@ -51,7 +51,7 @@ impl TryFrom<v1::Network> for Network {
             subnet,
             gateway: gateway.unwrap_or_else(|| first(subnet)),
             subnet6: optional_parsed("network.subnet6", SUBNET6, &subnet6)?,
-            vni: vni(wire_vni)?,
+            vni: vni("network.vni", wire_vni)?,
             error,
         })
     }
@@ -63,12 +63,12 @@ fn first(subnet: Ipv4Net) -> Ipv4Addr {
 }
 
 /// 0 is what a message without a VNI holds, and is given to no network.
-fn vni(value: u32) -> Result<Vni, ConvertError> {
+pub(super) fn vni(field: &'static str, value: u32) -> Result<Vni, ConvertError> {
     if (1..=Vni::LAST.0).contains(&value) {
         Ok(Vni(value))
     } else {
         Err(ConvertError::Range {
-            field: "network.vni",
+            field,
             value: value.into(),
             min: 1,
             max: Vni::LAST.0.into(),

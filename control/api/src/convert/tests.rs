@@ -78,17 +78,41 @@ fn cluster_spec() -> impl Strategy<Value = ClusterSpec> {
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
-    (id(), meta(), cluster_spec(), text(), text(), text(), text()).prop_map(
-        |(id, meta, spec, root_ca_pem, root_key_pem, worker_secret, manager_secret)| Cluster {
-            id,
-            meta,
-            spec,
-            root_ca_pem,
-            root_key_pem,
-            worker_secret,
-            manager_secret,
-        },
+    let cursor = (option::of(1..=Vni::LAST.0), option::of(subnet())).prop_map(|(vni, subnet)| {
+        NetworkCursor {
+            vni: vni.map(Vni),
+            subnet,
+        }
+    });
+    (
+        id(),
+        meta(),
+        cluster_spec(),
+        text(),
+        text(),
+        (text(), text()),
+        cursor,
     )
+        .prop_map(
+            |(
+                id,
+                meta,
+                spec,
+                root_ca_pem,
+                root_key_pem,
+                (worker_secret, manager_secret),
+                networks_made,
+            )| Cluster {
+                id,
+                meta,
+                spec,
+                root_ca_pem,
+                root_key_pem,
+                worker_secret,
+                manager_secret,
+                networks_made,
+            },
+        )
 }
 
 fn node_spec() -> impl Strategy<Value = NodeSpec> {

@@ -21,6 +21,7 @@ fn cluster() -> Cluster {
         root_key_pem: root.key_pem,
         worker_secret: String::new(),
         manager_secret: String::new(),
+        networks_made: swarm_model::NetworkCursor::default(),
     }
 }
 

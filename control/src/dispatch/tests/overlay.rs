@@ -4,61 +4,29 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use swarm_model::{
-    Attachment, DesiredState, EndpointMode, Meta, Network, NetworkAttachmentSpec, NetworkId,
-    NetworkSpec, NodeId, NodeState, ServiceId, SessionId, TaskState, Vip, Vni,
+    DesiredState, EndpointMode, NetworkId, NodeId, NodeState, ServiceId, SessionId, TaskState,
 };
 
 use super::assigned::follow;
 use crate::dispatch::assignment::{AssignmentKey, Assignments, EndpointState, Item, assignments};
 use crate::dispatch::session::Sessions;
-use crate::orchestrate::scenario::Scenario;
+use crate::orchestrate::scenario::{Scenario, on};
 
-fn add_network(swarm: &mut Scenario, name: &str) -> NetworkId {
-    let id = NetworkId::random(&mut rand::rng());
-    let third = swarm.state.networks().count() as u8;
-    swarm.put(Network {
-        id: id.clone(),
-        meta: Meta::default(),
-        spec: NetworkSpec {
-            name: name.to_owned(),
-            ..NetworkSpec::default()
-        },
-        subnet: format!("10.0.{third}.0/24").parse().expect("a subnet"),
-        gateway: Ipv4Addr::new(10, 0, third, 1),
-        subnet6: None,
-        vni: Vni(Vni::FIRST.0 + u32::from(third)),
-        error: String::new(),
-    });
-    id
-}
-
-/// A service on the network `id`, and its tasks there.
+/// A service on `network` and its tasks there.
 fn add_service(swarm: &mut Scenario, name: &str, replicas: u64, network: &NetworkId) -> ServiceId {
-    let attached = NetworkAttachmentSpec {
-        target: network.to_string(),
-        aliases: vec![format!("{name}-alias")],
-    };
-    let service = swarm.add_service(name, replicas, |spec| spec.task.networks = vec![attached]);
+    let service = swarm.add_service(name, replicas, |spec| {
+        on(network)(spec);
+        spec.task.networks[0].aliases = vec![format!("{name}-alias")];
+    });
     swarm.run();
-    attach(swarm, &service, network);
     service
 }
 
-fn attach(swarm: &mut Scenario, service: &ServiceId, network: &NetworkId) {
-    let mut with_vip = swarm.service(service).clone();
-    with_vip.endpoint.vips = vec![Vip {
-        network: network.clone(),
-        address: Ipv4Addr::new(10, 0, 1, 200),
-    }];
-    swarm.put(with_vip);
+/// Moves tasks of `service` to `network` by hand, whatever their spec says.
+fn move_to(swarm: &mut Scenario, service: &ServiceId, network: &NetworkId) {
     for task in swarm.tasks(service) {
-        let address = Ipv4Addr::new(10, 0, 1, 10 + task.slot as u8);
         swarm.edit_task(&task.id, |edited| {
-            edited.attachments = vec![Attachment {
-                network: network.clone(),
-                address,
-                aliases: task.spec.networks[0].aliases.clone(),
-            }];
+            edited.attachments[0].network = network.clone()
         });
     }
 }
@@ -75,8 +43,8 @@ fn of_networks(known: &Assignments) -> Vec<&AssignmentKey> {
 #[test]
 fn only_nodes_with_a_task_on_a_network_hear_of_it() {
     let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
-    let front = add_network(&mut swarm, "front");
-    let back = add_network(&mut swarm, "back");
+    let front = swarm.add_network("front", |_| {});
+    let back = swarm.add_network("back", |_| {});
     let web = add_service(&mut swarm, "web", 1, &front);
     let idle = add_service(&mut swarm, "idle", 0, &front);
     add_service(&mut swarm, "lonely", 0, &back);
@@ -112,7 +80,7 @@ fn only_nodes_with_a_task_on_a_network_hear_of_it() {
     };
     assert_eq!(service.name, "web");
     assert_eq!(service.aliases, ["web-alias"]);
-    assert_eq!(service.vip, Some(Ipv4Addr::new(10, 0, 1, 200)));
+    assert_eq!(service.vip, Some(Ipv4Addr::new(10, 0, 0, 2)));
     assert_eq!(service.mode, EndpointMode::Vip);
 
     // Its last task there ends.
@@ -124,7 +92,7 @@ fn only_nodes_with_a_task_on_a_network_hear_of_it() {
 fn endpoints_drain_as_those_of_the_mesh() {
     use EndpointState::{Draining, Ready, Starting};
     let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
-    let front = add_network(&mut swarm, "front");
+    let front = swarm.add_network("front", |_| {});
     let web = add_service(&mut swarm, "web", 2, &front);
     let h1 = swarm.node_id("h1");
     let states = |swarm: &Scenario| {
@@ -166,8 +134,8 @@ fn endpoints_drain_as_those_of_the_mesh() {
 #[test]
 fn increments_lead_where_the_complete_set_would() {
     let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
-    let front = add_network(&mut swarm, "front");
-    let back = add_network(&mut swarm, "back");
+    let front = swarm.add_network("front", |_| {});
+    let back = swarm.add_network("back", |_| {});
     let web = add_service(&mut swarm, "web", 2, &front);
     let data = add_service(&mut swarm, "data", 1, &back);
     let mut sessions = Sessions::new(&swarm.state);
@@ -184,8 +152,8 @@ fn increments_lead_where_the_complete_set_would() {
     for step in 0..8 {
         match step {
             0 => swarm.set_node_state("h2", NodeState::Suspect),
-            1 => attach(&mut swarm, &data, &front),
-            2 => attach(&mut swarm, &data, &back),
+            1 => move_to(&mut swarm, &data, &front),
+            2 => move_to(&mut swarm, &data, &back),
             3 => {
                 let task = swarm.tasks(&web).remove(0).id;
                 swarm.edit_task(&task, |task| task.status.state = TaskState::Failed);
@@ -214,7 +182,7 @@ fn increments_lead_where_the_complete_set_would() {
 #[test]
 fn a_node_that_is_not_on_the_network_holds_up_no_drain() {
     let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
-    let front = add_network(&mut swarm, "front");
+    let front = swarm.add_network("front", |_| {});
     let web = add_service(&mut swarm, "web", 1, &front);
     let task = swarm.wanted(&web, 1);
     let home = task.node_id.clone().expect("placed");

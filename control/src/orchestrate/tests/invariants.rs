@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use swarm_model::{
-    Availability, DesiredState, NodeState, ServiceId, TaskState, Timestamp, UpdateOrder,
+    Availability, DesiredState, EndpointMode, NetworkId, NodeState, ServiceId, TaskState,
+    Timestamp, UpdateOrder,
 };
 
 use crate::orchestrate::is_lost;
-use crate::orchestrate::scenario::{Scenario, port};
+use crate::orchestrate::scenario::{Scenario, on, port};
 
 const NODES: [&str; 3] = ["h1", "h2", "h3"];
+const NETWORKS: [&str; 2] = ["front", "back"];
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 #[derive(Clone, Debug)]
@@ -33,6 +35,12 @@ enum Event {
     Publish {
         name: usize,
         published: u16,
+    },
+    /// On these of the networks, found by a VIP or not.
+    Attach {
+        name: usize,
+        networks: [bool; 2],
+        mode: EndpointMode,
     },
     Remove {
         name: usize,
@@ -74,6 +82,9 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (name.clone(), published).prop_map(|(name, published)| {
             Event::Publish { name, published }
         }),
+        2 => (name.clone(), any::<[bool; 2]>(), prop::sample::select(vec![
+            EndpointMode::Vip, EndpointMode::Dnsrr,
+        ])).prop_map(|(name, networks, mode)| Event::Attach { name, networks, mode }),
         1 => name.prop_map(|name| Event::Remove { name }),
         2 => (node.clone(), prop::sample::select(vec![
             NodeState::Unknown, NodeState::Ready, NodeState::Suspect, NodeState::Down,
@@ -88,6 +99,11 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0..8000u64).prop_map(|ms| Event::Time { ms }),
         1 => Just(Event::NewLeader),
     ]
+}
+
+fn network(swarm: &Scenario, name: &str) -> NetworkId {
+    let network = swarm.state.network_by_name(name);
+    network.expect("made at the start").id.clone()
 }
 
 fn by_name(swarm: &Scenario, name: usize) -> Option<ServiceId> {
@@ -127,6 +143,27 @@ fn happen(swarm: &mut Scenario, event: &Event) {
         Event::Publish { name, published } => {
             if let Some(id) = by_name(swarm, name) {
                 swarm.edit_service(&id, |spec| spec.endpoint.ports = vec![port(published, 80)]);
+            }
+        }
+        Event::Attach {
+            name,
+            networks,
+            mode,
+        } => {
+            if let Some(id) = by_name(swarm, name) {
+                let attached: Vec<_> = NETWORKS
+                    .iter()
+                    .zip(networks)
+                    .filter(|(_, attached)| *attached)
+                    .map(|(name, _)| network(swarm, name))
+                    .collect();
+                swarm.edit_service(&id, |spec| {
+                    spec.endpoint.mode = mode;
+                    spec.task.networks.clear();
+                    for network in &attached {
+                        on(network)(spec);
+                    }
+                });
             }
         }
         Event::Remove { name } => {
@@ -179,6 +216,27 @@ fn check(swarm: &Scenario) -> Result<(), TestCaseError> {
             prop_assert!(addresses.insert(address), "{address} is owned twice");
         }
     }
+    let mut on_networks = BTreeSet::new();
+    for service in swarm.state.services() {
+        for vip in &service.endpoint.vips {
+            let new = on_networks.insert((vip.network.clone(), vip.address));
+            prop_assert!(new, "{vip:?} is owned twice");
+        }
+    }
+    for task in swarm.state.tasks() {
+        if task.status.state.is_terminal() && task.status.state != TaskState::Orphaned {
+            continue;
+        }
+        for it in &task.attachments {
+            let new = on_networks.insert((it.network.clone(), it.address));
+            prop_assert!(new, "{it:?} is owned twice");
+            prop_assert!(it.address != swarm.network(&it.network).gateway);
+        }
+        if task.status.state > TaskState::New && !task.status.state.is_terminal() {
+            let networks = task.attachments.iter().map(|it| it.network.clone());
+            prop_assert!(networks.eq(task.spec.network_ids()));
+        }
+    }
     let (mut ports, mut indexes) = (BTreeSet::new(), BTreeSet::new());
     for service in swarm.state.services() {
         prop_assert!(indexes.insert(service.endpoint.index));
@@ -222,6 +280,9 @@ proptest! {
         events in prop::collection::vec(event(), 1..60),
     ) {
         let mut swarm = Scenario::with_nodes(&NODES);
+        for name in NETWORKS {
+            swarm.add_network(name, |_| {});
+        }
         for event in &events {
             happen(&mut swarm, event);
             // Resting within a bound is asserted inside.
@@ -255,6 +316,12 @@ proptest! {
                 "{}",
                 swarm.show(&service.id)
             );
+            let vips = service.endpoint.vips.iter().map(|vip| vip.network.clone());
+            if service.spec.endpoint.mode == EndpointMode::Vip {
+                prop_assert!(vips.eq(service.spec.task.network_ids()), "{:?}", service.endpoint);
+            } else {
+                prop_assert_eq!(vips.count(), 0);
+            }
         }
         let ended = |task: &swarm_model::Task| task.status.state.is_terminal();
         let stuck = swarm

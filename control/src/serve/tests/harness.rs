@@ -172,6 +172,7 @@ pub(super) fn new_cluster() -> Cluster {
         root_key_pem: root.key_pem,
         worker_secret: random_base36(&mut rng, 25),
         manager_secret: random_base36(&mut rng, 25),
+        networks_made: swarm_model::NetworkCursor::default(),
     }
 }
 

@@ -14,7 +14,7 @@ const NODE_CA: [&str; 2] = [
     "/swarm.v1.NodeCa/IssueNodeCertificate",
 ];
 const DISPATCHER: [&str; 1] = ["/swarm.v1.Dispatcher/Session"];
-const CONTROL: [&str; 11] = [
+const CONTROL: [&str; 16] = [
     "/swarm.v1.Control/GetCluster",
     "/swarm.v1.Control/GetJoinToken",
     "/swarm.v1.Control/ListNodes",
@@ -25,6 +25,11 @@ const CONTROL: [&str; 11] = [
     "/swarm.v1.Control/RemoveService",
     "/swarm.v1.Control/GetService",
     "/swarm.v1.Control/ListServices",
+    "/swarm.v1.Control/CreateNetwork",
+    "/swarm.v1.Control/RemoveNetwork",
+    "/swarm.v1.Control/PruneNetworks",
+    "/swarm.v1.Control/GetNetwork",
+    "/swarm.v1.Control/ListNetworks",
     "/swarm.v1.Control/ListTasks",
 ];
 const LOCAL: [&str; 1] = ["/swarm.v1.LocalControl/IssueManagerCertificate"];
