@@ -8,6 +8,7 @@
 
 mod command;
 mod connect;
+mod network;
 mod port;
 mod table;
 mod time;

@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+mod network;
 mod node;
 mod service;
 mod swarm;
@@ -15,6 +16,9 @@ pub(crate) enum Command {
     /// Look at the hosts of the swarm
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Make networks for services
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
     /// Run services
     #[command(subcommand)]
     Service(service::ServiceCommand),
@@ -25,6 +29,7 @@ impl Command {
         match self {
             Self::Swarm(command) => command.run(sockets).await,
             Self::Node(command) => command.run(sockets).await,
+            Self::Network(command) => command.run(sockets).await,
             Self::Service(command) => command.run(sockets).await,
         }
     }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use swarm_api::v1;
 use swarm_model::{
-    ContainerSpec, EndpointMode, EndpointSpec, Placement, Resources, RestartCondition,
+    ContainerSpec, EndpointSpec, NetworkAttachmentSpec, Placement, Resources, RestartCondition,
     RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 
 use super::converge::Waiting;
 use crate::connect::{Sockets, answer, request};
+use crate::network::{Mode, parse_network};
 use crate::port::{Ports, parse_ports};
 use crate::time::parse_duration;
 
@@ -40,6 +41,13 @@ pub(crate) struct Create {
     /// Where tasks may run, such as node.role==worker; may be given several times
     #[arg(long, value_name = "CONSTRAINT")]
     constraint: Vec<String>,
+    /// Network to attach the tasks to: NAME[,alias=NAME], or name=NAME,alias=NAME; may be given
+    /// several times
+    #[arg(long, value_parser = parse_network, value_name = "NETWORK")]
+    network: Vec<NetworkAttachmentSpec>,
+    /// What the service's name stands for on its networks
+    #[arg(long, value_enum, default_value_t)]
+    endpoint_mode: Mode,
     /// Replaces the image's entry point
     #[arg(long, value_name = "COMMAND")]
     entrypoint: Option<String>,
@@ -175,11 +183,11 @@ impl Create {
                 placement: Placement {
                     constraints: self.constraint,
                 },
-                networks: Vec::new(),
+                networks: self.network,
                 force_update: 0,
             },
             endpoint: EndpointSpec {
-                mode: EndpointMode::default(),
+                mode: self.endpoint_mode.into(),
                 ports: self
                     .publish
                     .into_iter()
@@ -207,7 +215,7 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
+pub(crate) fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some(("", _)) => Err(format!("{text:?} has no key: write KEY=VALUE")),
         Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
@@ -248,6 +256,9 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+    use swarm_model::EndpointMode;
+
     use super::*;
 
     #[test]
@@ -262,6 +273,31 @@ mod tests {
         assert!(parse_bytes("1x").is_err());
         assert!(parse_bytes("").is_err());
         assert!(parse_bytes("99999999999999999g").is_err());
+    }
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        create: Create,
+    }
+
+    #[test]
+    fn networks_and_mode_arrive() {
+        let spec = |line: &str| {
+            let words = std::iter::once("create").chain(line.split_whitespace());
+            let line = Line::try_parse_from(words).expect(line);
+            line.create.into_spec()
+        };
+        let plain = spec("nginx");
+        assert_eq!(plain.task.networks, []);
+        assert_eq!(plain.endpoint.mode, EndpointMode::Vip);
+        let both =
+            spec("--network front,alias=www --network name=back --endpoint-mode dnsrr nginx");
+        let networks = both.task.networks.iter();
+        let targets: Vec<_> = networks.map(|network| &network.target).collect();
+        assert_eq!(targets, ["front", "back"]);
+        assert_eq!(both.task.networks[0].aliases, ["www"]);
+        assert_eq!(both.endpoint.mode, EndpointMode::Dnsrr);
     }
 
     #[test]

@@ -9,6 +9,8 @@ mod rm;
 mod scale;
 mod update;
 
+pub(super) use create::parse_label;
+
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_model::Service;

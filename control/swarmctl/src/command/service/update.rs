@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use swarm_model::{ServiceMode, ServiceSpec};
+use swarm_api::v1;
+use swarm_api::v1::control_client::ControlClient;
+use swarm_model::{NetworkAttachmentSpec, ServiceMode, ServiceSpec};
+use tonic::transport::Channel;
 
 use super::converge::Waiting;
 use super::create::Order;
-use crate::connect::Sockets;
+use crate::connect::{Sockets, answer, request};
+use crate::network::{Mode, parse_network};
 use crate::port::{Ports, Removal, parse_ports, parse_removal, publish};
 use crate::time::parse_duration;
 
@@ -38,6 +42,15 @@ pub(crate) struct Update {
     /// Constraint to remove; may be given several times
     #[arg(long, value_name = "CONSTRAINT")]
     constraint_rm: Vec<String>,
+    /// Network to attach the tasks to, as for create; may be given several times
+    #[arg(long, value_parser = parse_network, value_name = "NETWORK")]
+    network_add: Vec<NetworkAttachmentSpec>,
+    /// Network to take the tasks off, by name or id; may be given several times
+    #[arg(long, value_name = "NETWORK")]
+    network_rm: Vec<String>,
+    /// What the service's name stands for on its networks
+    #[arg(long, value_enum)]
+    endpoint_mode: Option<Mode>,
     /// Command and arguments in place of the image's
     #[arg(long, value_name = "COMMAND")]
     args: Option<String>,
@@ -63,6 +76,10 @@ impl Update {
     pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
         let mut control = sockets.control().await?;
         let mut service = super::find(&mut control, &self.service).await?;
+        let networks = &mut service.spec.task.networks;
+        for reference in &self.network_rm {
+            detach(&mut control, networks, reference).await?;
+        }
         self.change(&mut service.spec);
         super::replace_spec(&mut control, &service).await?;
         println!("{}", self.service);
@@ -93,6 +110,12 @@ impl Update {
         ports.retain(|port| !self.publish_rm.iter().any(|removal| removal.removes(port)));
         let added = self.publish_add.iter().flat_map(|Ports(ports)| ports);
         publish(ports, added.cloned());
+        // The swarm reads names; attached twice is refused there.
+        let networks = &mut spec.task.networks;
+        networks.extend(self.network_add.iter().cloned());
+        if let Some(mode) = self.endpoint_mode {
+            spec.endpoint.mode = mode.into();
+        }
         if let Some(parallelism) = self.update_parallelism {
             spec.update.parallelism = parallelism;
         }
@@ -105,5 +128,74 @@ impl Update {
         if self.force {
             spec.task.force_update += 1;
         }
+    }
+}
+
+/// Takes the network that `reference` means out of `networks`, which name theirs by id.
+async fn detach(
+    control: &mut ControlClient<Channel>,
+    networks: &mut Vec<NetworkAttachmentSpec>,
+    reference: &str,
+) -> anyhow::Result<()> {
+    let message = v1::GetNetworkRequest {
+        reference: reference.to_owned(),
+        verbose: false,
+    };
+    let found = answer(control.get_network(request(message)).await)?;
+    let id = found.network.unwrap_or_default().id;
+    let before = networks.len();
+    networks.retain(|network| network.target != id);
+    if networks.len() == before {
+        anyhow::bail!("the service is not attached to network {reference}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use swarm_model::EndpointMode;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        update: Update,
+    }
+
+    #[test]
+    fn networks_are_added_and_the_mode_is_kept_unless_named() {
+        let mut spec = ServiceSpec::default();
+        spec.endpoint.mode = EndpointMode::Dnsrr;
+        for (line, targets, mode) in [
+            (
+                "--network-add front,alias=www web",
+                &["front"][..],
+                EndpointMode::Dnsrr,
+            ),
+            (
+                "--network-add name=back web",
+                &["front", "back"],
+                EndpointMode::Dnsrr,
+            ),
+            (
+                "--endpoint-mode vip web",
+                &["front", "back"],
+                EndpointMode::Vip,
+            ),
+        ] {
+            let words = std::iter::once("update").chain(line.split_whitespace());
+            let line = Line::try_parse_from(words).expect(line);
+            line.update.change(&mut spec);
+            let networks = spec.task.networks.iter();
+            assert!(
+                networks
+                    .map(|network| &*network.target)
+                    .eq(targets.iter().copied())
+            );
+            assert_eq!(spec.endpoint.mode, mode);
+        }
+        assert_eq!(spec.task.networks[0].aliases, ["www"]);
     }
 }
