@@ -61,6 +61,7 @@ pub(crate) fn new_swarm(
             since: now,
             message: String::new(),
             address: Some(founder.address.ip()),
+            problems: Vec::new(),
         },
         manager: Some(ManagerStatus {
             raft_id: FIRST_RAFT_ID,

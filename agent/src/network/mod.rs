@@ -31,6 +31,7 @@ mod desired;
 mod effect;
 mod execute;
 mod kernel;
+mod listeners;
 mod mesh;
 mod model;
 mod monitor;

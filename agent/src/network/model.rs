@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use swarm_ipvs::{DestinationConfig, DestinationKey, Name, ServiceConfig, ServiceKey};
 use swarm_model::{Protocol, TaskId};
 
+use super::listeners::Listener;
 use super::names::{INGRESS_NETNS, TASK_NETNS_PREFIX};
 
 /// A MAC address.
@@ -298,6 +299,8 @@ pub(super) struct Observed {
     pub(super) mesh: Result<MeshMaps, String>,
     /// The link of the host's default route.
     pub(super) default_uplink: Option<String>,
+    /// Processes of the host that listen.
+    pub(super) listeners: BTreeSet<Listener>,
 }
 
 impl Observed {

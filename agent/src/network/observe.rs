@@ -11,6 +11,7 @@ use crate::error_text::error_text;
 
 use super::connection::Connection;
 use super::kernel::{Failure, Kernel, KernelError, unreadable};
+use super::listeners::listeners;
 use super::mesh::LoadedMesh;
 use super::model::{Attached, Balanced, IpvsTable, Namespace, Observed, Place, Program};
 use super::names::{
@@ -55,6 +56,14 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
     let default_uplink = seen
         .get(&Place::Host)
         .and_then(|host| host.default_link.clone());
+    let listeners = listeners().unwrap_or_else(|error| {
+        // Nothing depends on them but a report.
+        tracing::debug!(
+            error = error_text(&error),
+            "listeners of the host are not known"
+        );
+        BTreeSet::new()
+    });
     let namespaces = seen
         .into_iter()
         .map(|(place, content)| (place, content.namespace))
@@ -65,6 +74,7 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
             ipvs,
             mesh,
             default_uplink,
+            listeners,
         },
         failures,
     ))

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use swarm_model::TaskId;
+use swarm_model::{Protocol, ServiceId, TaskId};
 
 use super::balance::{Balance, NodeAddresses, balance};
 use super::desired::Desired;
+use super::listeners::Listener;
 use super::model::{
     Attached, Device, IpvsTable, Link, LinkKind, Mac, MeshConfig, MeshMaps, Namespace, Observed,
-    Place, PortFlags, Program, Route, Vxlan,
+    Place, PortFlags, Program, Published, PublishedAs, Route, Vxlan,
 };
 use super::names::{
     BRIDGE, DEFAULT_MTU, EGRESS_GATEWAY, EGRESS_LOCAL, HOST_LINK_SYSCTLS, HOST_PREFIX, HOST_VETH,
@@ -61,6 +62,76 @@ pub(crate) enum Problem {
         /// The address.
         address: IpAddr,
     },
+    /// A process of the host gets nothing from outside any more.
+    #[error(
+        "a process of this node listens on port {port}/{} at {}, and gets no connections from \
+         outside while the port is published: stop it (`ss -lntup 'sport = :{port}'` names it) or \
+         publish another port", .protocol.as_str(), everywhere(.address)
+    )]
+    PortShadowed {
+        /// The service that has the port.
+        service: ServiceId,
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Where the process listens.
+        address: IpAddr,
+    },
+}
+
+impl Problem {
+    /// The service that it is about, where it is about one.
+    pub(crate) fn service(&self) -> Option<&ServiceId> {
+        match self {
+            Self::PortShadowed { service, .. } => Some(service),
+            Self::IpvsMissing { .. }
+            | Self::ProgramsNotLoaded { .. }
+            | Self::DataPathNotHere { .. } => None,
+        }
+    }
+}
+
+fn everywhere(address: &IpAddr) -> String {
+    if address.is_unspecified() {
+        "every address".to_owned()
+    } else {
+        address.to_string()
+    }
+}
+
+/// The listeners of the host that published ports shadow, one a port.
+fn shadowed(
+    desired: &Desired,
+    published: &BTreeMap<Published, PublishedAs>,
+    listeners: &BTreeSet<Listener>,
+) -> Vec<Problem> {
+    let ports: BTreeSet<_> = listeners
+        .iter()
+        .map(|listener| (listener.protocol, listener.port))
+        .collect();
+    let mut problems = BTreeMap::new();
+    for (entry, published) in published {
+        let port = (entry.protocol, entry.port);
+        if !ports.contains(&port) || problems.contains_key(&port) {
+            continue;
+        }
+        let hidden = listeners.iter().find(|listener| {
+            (listener.protocol, listener.port) == port && listener.takes(entry.address)
+        });
+        let mut services = desired.services.iter();
+        let owner = services.find(|(_, service)| service.index == published.service);
+        if let (Some(listener), Some((service, _))) = (hidden, owner) {
+            let problem = Problem::PortShadowed {
+                service: service.clone(),
+                port: listener.port,
+                protocol: listener.protocol,
+                address: listener.address,
+            };
+            problems.insert(port, problem);
+        }
+    }
+    problems.into_values().collect()
 }
 
 /// What the kernel is to hold.
@@ -142,6 +213,9 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         published,
         sources,
     } = balance(desired.services.values(), &by_address);
+    if observed.ipvs.is_ok() && observed.mesh.is_ok() {
+        problems.extend(shadowed(desired, &published, &observed.listeners));
+    }
     wanted.ipvs = observed.ipvs.is_ok().then_some(table);
     wanted.mesh = observed.mesh.is_ok().then(|| MeshMaps {
         config: Some(MeshConfig {

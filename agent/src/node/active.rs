@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prost::Message as _;
 use swarm_api::v1;
-use swarm_model::{NodeDescription, Platform, Role, Task, TaskId, TaskStatus};
+use swarm_model::{NodeDescription, NodeProblem, Platform, Role, Task, TaskId, TaskStatus};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,7 +41,7 @@ pub(crate) enum ActiveError {
 pub(super) struct Active {
     membership: Membership,
     report: watch::Receiver<Report>,
-    problem: watch::Receiver<String>,
+    problems: watch::Receiver<Vec<NodeProblem>>,
     network: Arc<Reconciler>,
     runtime: Arc<dyn Runtime>,
     stop: CancellationToken,
@@ -92,7 +92,7 @@ impl Active {
             error: "no session with a manager yet".to_owned(),
             managers: membership.managers.clone(),
         });
-        let problem = watch::Sender::new(String::new());
+        let problems = watch::Sender::new(Vec::new());
 
         let feed = NetworkFeed {
             node_id: membership.node_id.clone(),
@@ -100,7 +100,7 @@ impl Active {
             assigned: assigned.subscribe(),
             statuses: statuses.subscribe(),
             applied: applied.clone(),
-            problem: problem.clone(),
+            problems: problems.clone(),
         };
         tasks.spawn(stopping(&stop, feed.run()));
 
@@ -128,6 +128,7 @@ impl Active {
             assigned,
             statuses: statuses.subscribe(),
             applied: applied.subscribe(),
+            problems: problems.subscribe(),
             report: report.clone(),
         };
         tasks.spawn(crate::session::run(session, connector, stop.clone()));
@@ -139,7 +140,7 @@ impl Active {
         Ok(Self {
             membership,
             report: report.subscribe(),
-            problem: problem.subscribe(),
+            problems: problems.subscribe(),
             network,
             runtime,
             stop,
@@ -163,9 +164,13 @@ impl Active {
 
     pub(super) fn status(&self) -> v1::GetStatusResponse {
         let report = self.report.borrow();
-        let problem = self.problem.borrow();
         let error = if report.error.is_empty() {
-            problem.clone()
+            let problems = self.problems.borrow();
+            let texts: Vec<_> = problems
+                .iter()
+                .map(|problem| problem.text.as_str())
+                .collect();
+            texts.join("; ")
         } else {
             report.error.clone()
         };

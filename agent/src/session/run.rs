@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use swarm_api::v1;
 use swarm_api::v1::dispatcher_client::DispatcherClient;
-use swarm_model::{NodeDescription, TaskId, TaskStatus};
+use swarm_model::{NodeDescription, NodeProblem, TaskId, TaskStatus};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,13 @@ const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// The manager sends nothing while nothing changes; HTTP/2 pings (see `Connector`) find it dead.
 /// Statuses per message; keeps a message below gRPC's 4 MiB bound (one status is at most 8 KiB).
 const STATUSES_PER_MESSAGE: usize = 256;
+
+/// Problems are reported this often at most: each report is a change of the swarm's log, and what
+/// fails and heals by itself in the meantime is not worth one.
+const PROBLEMS_SPACING: Duration = Duration::from_secs(4);
+
+/// Most problems in a report; managers keep no more.
+const PROBLEMS_MAX: usize = 64;
 
 /// Assignments for a node of a large swarm: 20,000 endpoints at some 100 bytes, several times over.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -59,6 +66,8 @@ pub(crate) struct Session {
     pub(crate) statuses: watch::Receiver<Arc<BTreeMap<TaskId, TaskStatus>>>,
     /// Which of this agent's sessions, and which generation of it, is in the kernel.
     pub(crate) applied: watch::Receiver<(u64, u64)>,
+    /// What is wrong on this node.
+    pub(crate) problems: watch::Receiver<Vec<NodeProblem>>,
     /// How the session stands.
     pub(crate) report: watch::Sender<Report>,
 }
@@ -157,6 +166,9 @@ impl Session {
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         // What was reported in this session; a new manager knows nothing of earlier ones.
         let mut reported = BTreeMap::new();
+        let mut problems_due = tokio::time::interval(PROBLEMS_SPACING);
+        problems_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut problems_reported = None;
         self.statuses.mark_changed();
         self.applied.mark_changed();
         let mut base = Assigned {
@@ -175,6 +187,17 @@ impl Session {
                 }
                 _ = heartbeat.tick() => {
                     send(&outgoing, v1::agent_message::Message::Heartbeat(v1::Heartbeat {}))?;
+                }
+                _ = problems_due.tick() => {
+                    let problems = self.problems.borrow().clone();
+                    if problems_reported.as_ref() != Some(&problems) {
+                        let listed = problems.iter().take(PROBLEMS_MAX);
+                        let update = v1::NodeProblems {
+                            problems: listed.map(v1::NodeProblem::from).collect(),
+                        };
+                        send(&outgoing, v1::agent_message::Message::Problems(update))?;
+                        problems_reported = Some(problems);
+                    }
                 }
                 Ok(()) = self.statuses.changed() => {
                     let statuses = self.statuses.borrow_and_update().clone();

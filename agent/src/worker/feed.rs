@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use swarm_model::{NodeId, TaskId, TaskStatus};
+use swarm_model::{NodeId, NodeProblem, TaskId, TaskStatus};
 use tokio::sync::watch;
 
 use super::desired_network::desired_network;
@@ -23,8 +23,8 @@ pub(crate) struct NetworkFeed {
     pub(crate) statuses: watch::Receiver<Arc<BTreeMap<TaskId, TaskStatus>>>,
     /// Session and generation that are in the kernel.
     pub(crate) applied: watch::Sender<(u64, u64)>,
-    /// What is wrong with the network, in words; empty when nothing is.
-    pub(crate) problem: watch::Sender<String>,
+    /// What is wrong with the network; empty when nothing is.
+    pub(crate) problems: watch::Sender<Vec<NodeProblem>>,
 }
 
 impl NetworkFeed {
@@ -44,7 +44,7 @@ impl NetworkFeed {
                         return;
                     }
                     let now = result.borrow_and_update().clone();
-                    self.problem.send_replace(words(&now));
+                    self.problems.send_replace(problems(&now));
                     if let Some((wanted, generation)) = handed
                         && now.generation >= Some(wanted)
                     {
@@ -72,12 +72,15 @@ impl NetworkFeed {
     }
 }
 
-/// What is wrong, in words; empty when nothing is.
-fn words(applied: &Applied) -> String {
-    let failures = applied
-        .failures
-        .iter()
-        .map(|failure| error_text(failure.as_ref()));
-    let problems = applied.problems.iter().map(ToString::to_string);
-    failures.chain(problems).collect::<Vec<_>>().join("; ")
+/// What is wrong, the worst first.
+fn problems(applied: &Applied) -> Vec<NodeProblem> {
+    let failures = applied.failures.iter().map(|failure| NodeProblem {
+        service: None,
+        text: error_text(failure.as_ref()),
+    });
+    let problems = applied.problems.iter().map(|problem| NodeProblem {
+        service: problem.service().cloned(),
+        text: problem.to_string(),
+    });
+    failures.chain(problems).collect()
 }

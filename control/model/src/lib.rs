@@ -28,8 +28,8 @@ pub use network::{
     Attachment, EndpointMode, Network, NetworkAttachmentSpec, NetworkCursor, NetworkSpec, Vip, Vni,
 };
 pub use object::{
-    Availability, Cluster, Endpoint, ManagerStatus, Meta, Node, NodeDescription, NodeState,
-    NodeStatus, Platform, Role, Service, Task,
+    Availability, Cluster, Endpoint, ManagerStatus, Meta, Node, NodeDescription, NodeProblem,
+    NodeState, NodeStatus, Platform, Role, Service, Task,
 };
 pub use port::{
     InvalidPort, MAX_AFFINITY, MAX_PORT_LIST_LEN, PortConfig, Protocol, PublishMode, RoutingPolicy,

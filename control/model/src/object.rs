@@ -173,6 +173,17 @@ pub struct NodeStatus {
     pub message: String,
     /// Where its session came from.
     pub address: Option<IpAddr>,
+    /// What is wrong there, in its agent's words.
+    pub problems: Vec<NodeProblem>,
+}
+
+/// Something that is wrong on a node, and that its agent cannot put right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeProblem {
+    /// The service that it is about; none where it is about every published port.
+    pub service: Option<ServiceId>,
+    /// What, with the remedy.
+    pub text: String,
 }
 
 /// Whether a node is heard.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use swarm_model::{
-    Node, NodeDescription, NodeId, NodeState, Task, TaskId, TaskState, TaskStatus, Timestamp,
+    Node, NodeDescription, NodeId, NodeProblem, NodeState, Task, TaskId, TaskState, TaskStatus,
+    Timestamp,
 };
 
 use super::liveness::Verdict;
@@ -91,6 +92,27 @@ pub(crate) fn greet(
     if next == *node {
         return None;
     }
+    next.meta.updated_at = now;
+    Some(next)
+}
+
+/// Most problems of a node that are kept: as many as a person reads.
+const PROBLEMS_MAX: usize = 64;
+
+/// The node with these problems; none when that changes nothing.
+pub(crate) fn note_problems(node: &Node, problems: &[NodeProblem], now: Timestamp) -> Option<Node> {
+    let kept = problems.iter().take(PROBLEMS_MAX);
+    let problems: Vec<_> = kept
+        .map(|problem| NodeProblem {
+            service: problem.service.clone(),
+            text: cut(&problem.text),
+        })
+        .collect();
+    if node.status.problems == problems {
+        return None;
+    }
+    let mut next = node.clone();
+    next.status.problems = problems;
     next.meta.updated_at = now;
     Some(next)
 }

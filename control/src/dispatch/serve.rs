@@ -11,7 +11,7 @@ use swarm_api::v1;
 use swarm_api::v1::agent_message::Message;
 use swarm_api::v1::dispatcher_server::Dispatcher as DispatcherRpc;
 use swarm_model::{
-    Node, NodeDescription, NodeId, NodeState, SessionId, TaskId, TaskStatus, Timestamp,
+    Node, NodeDescription, NodeId, NodeProblem, NodeState, SessionId, TaskId, TaskStatus, Timestamp,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::liveness::Liveness;
-use super::observe::{Report, greet, judge, observe};
+use super::observe::{Report, greet, judge, note_problems, observe};
 use super::session::Sessions;
 use super::stream::{Outbound, Outlet};
 use super::wire::welcome;
@@ -451,6 +451,35 @@ impl Dispatcher {
                 }
                 Ok(())
             }
+            Some(Message::Problems(v1::NodeProblems { problems })) => {
+                let problems = problems.into_iter().map(NodeProblem::try_from);
+                match problems.collect::<Result<Vec<_>, _>>() {
+                    Ok(problems) => self.note(node, &problems).await,
+                    Err(error) => {
+                        tracing::warn!(%node, %error, "problems that cannot be read were left out");
+                        Ok(())
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes down what is wrong on `node`. Its next message waits for that.
+    async fn note(&self, node: &NodeId, problems: &[NodeProblem]) -> Result<(), Status> {
+        let update = self.0.store.update(|state| {
+            let noted = state
+                .node(node)
+                .and_then(|node| note_problems(node, problems, clock::now()));
+            Ok::<_, Infallible>((noted.into_iter().map(Into::into).collect(), ()))
+        });
+        match update.await {
+            Err(UpdateError::NotLeader { .. }) => Err(self.0.not_leader()),
+            Err(error) => {
+                // The agent reports them again in its next session, or when they change.
+                tracing::warn!(%node, %error, "could not write a node's problems down");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 }

@@ -301,20 +301,23 @@ impl Control for ControlService {
         request: Request<v1::ListTasksRequest>,
     ) -> Answer<v1::ListTasksResponse> {
         let reference = request.into_inner().service_reference;
-        let (tasks, hostnames) = self.store.read(|state| {
+        let (tasks, hostnames, problems) = self.store.read(|state| {
+            let mut problems = Vec::new();
             let mut tasks: Vec<_> = if reference.is_empty() {
                 state.tasks().cloned().collect()
             } else {
                 let service = lookup::service(state, &reference)?;
+                problems = services::problems(state, service);
                 state.tasks_of_service(&service.id).cloned().collect()
             };
             tasks.sort_by(|a, b| order(a).cmp(&order(b)));
             let hostnames = hostnames(state, &tasks);
-            Ok::<_, Refusal>((tasks, hostnames))
+            Ok::<_, Refusal>((tasks, hostnames, problems))
         })?;
         Ok(Response::new(v1::ListTasksResponse {
             tasks: tasks.iter().map(|task| (&**task).into()).collect(),
             hostnames,
+            problems,
         }))
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use rand::Rng;
 use swarm_model::{
-    Endpoint, Meta, NodeState, PortConfig, Protocol, PublishMode, Service, ServiceId, ServiceSpec,
-    Task, TaskState, Timestamp, validate_service,
+    Endpoint, Meta, NodeProblem, NodeState, PortConfig, Protocol, PublishMode, Service, ServiceId,
+    ServiceSpec, Task, TaskState, Timestamp, validate_service,
 };
 
 use super::refusal::Refusal;
@@ -117,6 +117,26 @@ pub(super) fn counts(state: &State, service: &Service) -> (u64, u64) {
         service.spec.mode.replicas()
     };
     (running as u64, desired)
+}
+
+/// What keeps the ports of `service` from working as they should on nodes that are heard, a line for
+/// each node and problem.
+pub(super) fn problems(state: &State, service: &Service) -> Vec<String> {
+    let concerns = |problem: &&NodeProblem| match &problem.service {
+        Some(about) => *about == service.id,
+        None => service.is_published(),
+    };
+    let mut lines: Vec<_> = state
+        .nodes()
+        .filter(|node| node.status.state != NodeState::Down)
+        .flat_map(|node| {
+            let problems = node.status.problems.iter().filter(concerns);
+            let name = lookup::display_name(node);
+            problems.map(move |problem| format!("{name}: {}", problem.text))
+        })
+        .collect();
+    lines.sort();
+    lines
 }
 
 /// Whether a task is running as far as anyone knows: nobody can say so of a node that is down.

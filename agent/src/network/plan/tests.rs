@@ -7,11 +7,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use swarm_ipvs::ServiceKey;
-use swarm_model::{NodeId, PortConfig, Scheduler, ServiceId, TaskId};
+use swarm_model::{NodeId, PortConfig, Protocol, Scheduler, ServiceId, TaskId};
 
 use super::super::desired::{
     Backend, BackendState, Desired, IngressNetwork, LocalNode, Peer, Service, Task,
 };
+use super::super::listeners::Listener;
 use super::super::model::{
     Device, IpvsTable, Link, LinkKind, Mac, MeshMaps, Namespace, Observed, Place, Program,
     Published,
@@ -66,6 +67,7 @@ fn host() -> Observed {
         ipvs: Ok(IpvsTable::new()),
         mesh: Ok(MeshMaps::default()),
         default_uplink: Some("eth0".to_owned()),
+        listeners: BTreeSet::new(),
     }
 }
 
@@ -699,6 +701,42 @@ fn by_maglev(mut desired: Desired, sources: &[&str]) -> Desired {
         }
     }
     desired
+}
+
+#[test]
+fn a_process_that_listens_on_a_published_port_is_reported_and_changes_nothing() {
+    let desired = desired(1, &[1], &[(8080, vec![0], false)]);
+    let mut observed = host();
+    settle(&mut observed, &desired);
+    let listener = |protocol, port, address: &str| Listener {
+        protocol,
+        port,
+        address: address.parse().unwrap(),
+    };
+    observed.listeners = BTreeSet::from([
+        listener(Protocol::Tcp, 8080, "127.0.0.1"),
+        listener(Protocol::Tcp, 80, "0.0.0.0"),
+        listener(Protocol::Udp, 8080, "0.0.0.0"),
+    ]);
+    assert_eq!(plan(&observed, &desired).problems, []);
+    observed
+        .listeners
+        .insert(listener(Protocol::Tcp, 8080, "0.0.0.0"));
+    observed
+        .listeners
+        .insert(listener(Protocol::Tcp, 8080, "192.168.1.1"));
+    let Plan { ops, problems } = plan(&observed, &desired);
+    assert_eq!(texts(&ops), [""; 0]);
+    let [problem] = &problems[..] else {
+        panic!("{problems:?}")
+    };
+    assert_eq!(problem.service(), desired.services.keys().next());
+    assert_eq!(
+        problem.to_string(),
+        "a process of this node listens on port 8080/tcp at every address, and gets no connections \
+         from outside while the port is published: stop it (`ss -lntup 'sport = :8080'` names it) \
+         or publish another port"
+    );
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! Nodes.
 
 use swarm_model::{
-    ManagerStatus, Node, NodeDescription, NodeSpec, NodeStatus, Platform, Timestamp,
+    ManagerStatus, Node, NodeDescription, NodeProblem, NodeSpec, NodeStatus, Platform, Timestamp,
 };
 
 use super::ConvertError;
 use super::enumeration::read;
 use super::field::{
-    epoch_ms, id, labels_to_wire, optional_ip, optional_ipv4, optional_text, or_default, parsed,
+    each, epoch_ms, id, labels_to_wire, optional_id, optional_ip, optional_ipv4, optional_text,
+    or_default, parsed,
 };
 use crate::v1;
 
@@ -144,6 +145,28 @@ impl From<&NodeDescription> for v1::NodeDescription {
     }
 }
 
+impl TryFrom<v1::NodeProblem> for NodeProblem {
+    type Error = ConvertError;
+
+    fn try_from(message: v1::NodeProblem) -> Result<Self, ConvertError> {
+        let v1::NodeProblem { service_id, text } = message;
+        Ok(Self {
+            service: optional_id("node.status.problem.service_id", service_id)?,
+            text,
+        })
+    }
+}
+
+impl From<&NodeProblem> for v1::NodeProblem {
+    fn from(problem: &NodeProblem) -> Self {
+        let NodeProblem { service, text } = problem;
+        Self {
+            service_id: optional_text(service.as_ref()),
+            text: text.clone(),
+        }
+    }
+}
+
 impl TryFrom<v1::NodeStatus> for NodeStatus {
     type Error = ConvertError;
 
@@ -153,12 +176,14 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             since_ms,
             message,
             address,
+            problems,
         } = message;
         Ok(Self {
             state: read::<v1::NodeState, _>("node.status.state", state)?,
             since: Timestamp(since_ms),
             message,
             address: optional_ip("node.status.address", &address)?,
+            problems: each(problems)?,
         })
     }
 }
@@ -170,12 +195,14 @@ impl From<&NodeStatus> for v1::NodeStatus {
             since,
             message,
             address,
+            problems,
         } = status;
         Self {
             state: v1::NodeState::from(state).into(),
             since_ms: epoch_ms(*since),
             message: message.clone(),
             address: optional_text(*address),
+            problems: problems.iter().map(v1::NodeProblem::from).collect(),
         }
     }
 }

@@ -157,12 +157,17 @@ fn node_status() -> impl Strategy<Value = NodeStatus> {
         timestamp(),
         text(),
         option::of(ip()),
+        vec((option::of(id()), text()), 0..3),
     )
-        .prop_map(|(state, since, message, address)| NodeStatus {
+        .prop_map(|(state, since, message, address, problems)| NodeStatus {
             state,
             since,
             message,
             address,
+            problems: problems
+                .into_iter()
+                .map(|(service, text)| NodeProblem { service, text })
+                .collect(),
         })
 }
 

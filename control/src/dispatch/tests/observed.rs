@@ -1,8 +1,8 @@
 //! What reports change.
 
-use swarm_model::{TaskId, TaskState, TaskStatus, Timestamp};
+use swarm_model::{NodeProblem, TaskId, TaskState, TaskStatus, Timestamp};
 
-use crate::dispatch::observe::{Report, greet, observe};
+use crate::dispatch::observe::{Report, greet, note_problems, observe};
 use crate::orchestrate::scenario::Scenario;
 use crate::store::{Change, Object};
 
@@ -143,4 +143,22 @@ fn a_greeting_that_changes_nothing_is_not_written() {
     let after = greet(node, description, None, NOW).expect("news");
     assert_eq!(after.description.hostname, "renamed");
     assert_eq!(after.meta.updated_at, NOW);
+}
+
+#[test]
+fn problems_are_kept_as_they_are_and_bounded() {
+    let swarm = Scenario::with_nodes(&["h1"]);
+    let node = swarm.state.nodes().next().expect("one node");
+    assert_eq!(note_problems(node, &[], NOW), None, "no news");
+    let problem = NodeProblem {
+        service: None,
+        text: "ä".repeat(100_000),
+    };
+    let after = note_problems(node, &vec![problem; 1000], NOW).expect("news");
+    assert_eq!(after.status.problems.len(), 64);
+    assert_eq!(after.status.problems[0].text.chars().count(), 1024);
+    let same = after.status.problems.clone();
+    assert_eq!(note_problems(&after, &same, NOW), None);
+    let well = note_problems(&after, &[], NOW).expect("news");
+    assert!(well.status.problems.is_empty());
 }

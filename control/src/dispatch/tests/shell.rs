@@ -405,6 +405,29 @@ async fn a_session_begins_with_everything() {
 }
 
 #[tokio::test]
+async fn a_nodes_problems_are_known_until_it_has_others() {
+    let mut manager = Manager::start(&["h1"]).await;
+    let node = manager.nodes[0].clone();
+    let agent = Agent::open(&mut manager, &node).await;
+    for texts in [vec!["no IPVS", "port taken"], vec!["port taken"], vec![]] {
+        let problems = texts.iter().map(|text| v1::NodeProblem {
+            service_id: String::new(),
+            text: (*text).to_owned(),
+        });
+        let problems = problems.collect();
+        agent
+            .send(FromAgent::Problems(v1::NodeProblems { problems }))
+            .await;
+        let known = |state: &State| {
+            let problems = &state.node(&node)?.status.problems;
+            let known: Vec<_> = problems.iter().map(|problem| &problem.text).collect();
+            (known == texts).then_some(())
+        };
+        manager.until("the problems it has now", known).await;
+    }
+}
+
+#[tokio::test]
 async fn a_task_stops_once_everyone_has_acknowledged_its_drain() {
     // Silence plays no part: it would change the store, and with it what is looked at.
     let mut manager = Manager::start_with(&["h1", "h2"], 2 * PATIENCE, 2 * PATIENCE).await;

@@ -3,8 +3,8 @@
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_model::{
-    DesiredState, NodeState, PortConfig, Protocol, Role, Service, ServiceId, Task, TaskId,
-    TaskState, TaskStatus, Timestamp,
+    DesiredState, NodeProblem, NodeState, PortConfig, Protocol, Role, Service, ServiceId, Task,
+    TaskId, TaskState, TaskStatus, Timestamp,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -358,6 +358,54 @@ fn task(service: &v1::Service, slot: u64, created_at: u64) -> Task {
     };
     task.meta.created_at = Timestamp(created_at);
     task
+}
+
+#[tokio::test]
+async fn a_services_list_of_tasks_says_what_is_wrong_with_its_ports_and_where() {
+    let manager = Manager::start().await;
+    let mut client = Client::new(&manager);
+    let web = client.create(spec("web", &[8080])).await.unwrap();
+    client.create(spec("api", &[])).await.unwrap();
+    let problem = |service: &str, text: &str| NodeProblem {
+        service: service.parse().ok(),
+        text: text.to_owned(),
+    };
+    for (hostname, state, problems) in [
+        (
+            "h2",
+            NodeState::Ready,
+            vec![problem(&web.id, "taken"), problem("", "no IPVS")],
+        ),
+        ("h3", NodeState::Down, vec![problem(&web.id, "long ago")]),
+    ] {
+        let id = manager.add_node(Role::Worker, hostname).await;
+        let mut node = manager
+            .store
+            .read(|state| swarm_model::Node::clone(state.node(&id).unwrap()));
+        node.status.state = state;
+        node.status.problems = problems;
+        put(&manager.store, vec![node.into()]).await;
+    }
+    // What is about every published port is about those that are published.
+    let id: ServiceId = web.id.parse().unwrap();
+    let mut allocated = manager
+        .store
+        .read(|state| Service::clone(state.service(&id).unwrap()));
+    allocated.endpoint.ports = allocated.spec.endpoint.ports.clone();
+    put(&manager.store, vec![allocated.into()]).await;
+    let mut problems = async |reference: &str| {
+        let service_reference = reference.to_owned();
+        let request = v1::ListTasksRequest { service_reference };
+        client
+            .0
+            .list_tasks(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .problems
+    };
+    assert_eq!(problems("web").await, ["h2: no IPVS", "h2: taken"]);
+    assert_eq!(problems("api").await, [""; 0]);
 }
 
 #[tokio::test]

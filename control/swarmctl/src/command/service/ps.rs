@@ -30,11 +30,13 @@ impl Ps {
     pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
         let mut control = sockets.control().await?;
         let mut rows = Vec::new();
+        let mut problems = Vec::new();
         for service_reference in &self.services {
             let message = v1::ListTasksRequest {
                 service_reference: service_reference.clone(),
             };
             let found = answer(control.list_tasks(request(message)).await)?;
+            problems.extend(found.problems);
             let mut tasks = found
                 .tasks
                 .into_iter()
@@ -67,6 +69,14 @@ impl Ps {
             rows,
         };
         print!("{}", table.render(self.list));
+        // Under the table for people; beside it for programs, which read rows.
+        for problem in problems {
+            if self.list.format == Format::Table && !self.list.quiet {
+                println!("! {problem}");
+            } else {
+                eprintln!("! {problem}");
+            }
+        }
         Ok(())
     }
 
