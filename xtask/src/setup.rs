@@ -76,7 +76,7 @@ const BUILD_NEEDS: [Need; 3] = [
     },
 ];
 
-const LAB_NEEDS: [Need; 5] = [
+const LAB_NEEDS: [Need; 6] = [
     Need {
         what: "QEMU",
         is_there: || find_program("qemu-system-x86_64").is_some(),
@@ -101,6 +101,11 @@ const LAB_NEEDS: [Need; 5] = [
         what: "ip",
         is_there: || find_program("ip").is_some(),
         packages: &["iproute2"],
+    },
+    Need {
+        what: "nft",
+        is_there: || find_program("nft").is_some(),
+        packages: &["nftables"],
     },
 ];
 

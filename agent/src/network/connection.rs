@@ -14,7 +14,8 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
@@ -226,6 +227,29 @@ impl Connection {
 
     /// Adds or replaces a route.
     pub(super) fn set_route(&mut self, destination: IpNet, route: &Route) -> Outcome {
+        let message = self.route_message(destination, route)?;
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.socket
+            .request(RouteNetlinkMessage::NewRoute(message), flags)
+    }
+
+    /// Deletes a route.
+    pub(super) fn delete_route(&mut self, destination: IpNet, route: &Route) -> Outcome {
+        let mut message = self.route_message(destination, route)?;
+        // Whoever made it, and whatever the scope.
+        message.header.protocol = RouteProtocol::Unspec;
+        message.header.scope = RouteScope::NoWhere;
+        let outcome = self
+            .socket
+            .request(RouteNetlinkMessage::DelRoute(message), 0);
+        done(outcome, &[Errno::ESRCH])
+    }
+
+    fn route_message(
+        &mut self,
+        destination: IpNet,
+        route: &Route,
+    ) -> Result<RouteMessage, NetlinkError> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination.addr());
         message.header.destination_prefix_length = destination.prefix_len();
@@ -252,9 +276,11 @@ impl Connection {
                 message.header.scope = RouteScope::Link;
             }
         }
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.socket
-            .request(RouteNetlinkMessage::NewRoute(message), flags)
+        if let Some(mtu) = route.mtu {
+            let metrics = vec![RouteMetric::Mtu(mtu)];
+            message.attributes.push(RouteAttribute::Metrics(metrics));
+        }
+        Ok(message)
     }
 
     /// Adds or replaces a permanent neighbour.

@@ -19,12 +19,21 @@ pub(crate) struct Desired {
     /// Every task on the network, wherever it runs. One on a node that is neither local nor among
     /// the peers cannot be reached and is left out.
     pub(crate) tasks: BTreeMap<TaskId, Task>,
-    /// Tasks of this node that need a network namespace, with their address: **every** task that
-    /// may still have a container, for namespaces of other tasks are deleted. Tasks announced by
+    /// Tasks of this node that need a network namespace: **every** task that may still have a
+    /// container, for namespaces of other tasks are deleted. Tasks announced by
     /// [`prepare_task`](super::Reconciler::prepare_task) are added by the reconciler itself.
-    pub(crate) local_tasks: BTreeMap<TaskId, IpAddr>,
+    pub(crate) local_tasks: BTreeMap<TaskId, LocalTask>,
     /// Services with a published port.
     pub(crate) services: BTreeMap<ServiceId, Service>,
+}
+
+/// A task of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LocalTask {
+    /// Its address on the ingress network.
+    pub(crate) address: IpAddr,
+    /// Whether it may reach the outside.
+    pub(crate) egress: bool,
 }
 
 /// This node.

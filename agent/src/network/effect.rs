@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use swarm_ipvs::{Destination, Op as IpvsOp};
 
 use super::model::{
-    Attached, Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Namespace, Observed, Place,
-    PortFlags, Route,
+    Attached, Balanced, Device, FirewallState, IpvsTable, Link, LinkKind, MeshMaps, Namespace,
+    Observed, Place, PortFlags, Route,
 };
 use super::names::LOOPBACK;
 use super::op::Op;
@@ -100,7 +100,14 @@ impl Observed {
                     self.add_connected_routes(device);
                 }
             }
-            Op::SetSysctl { place, .. } | Op::SetRoute { place, .. } => {
+            Op::SetFirewall(_) | Op::ChangeEgress { .. } | Op::RemoveFirewall => {
+                if let Ok(firewall) = &mut self.firewall {
+                    firewall.apply(op);
+                }
+            }
+            Op::SetSysctl { place, .. }
+            | Op::SetRoute { place, .. }
+            | Op::DeleteRoute { place, .. } => {
                 if let Some(namespace) = self.namespaces.get_mut(place) {
                     namespace.apply("", op);
                 }
@@ -134,6 +141,7 @@ impl Observed {
                 let route = Route {
                     via: None,
                     device: name.clone(),
+                    mtu: None,
                 };
                 namespace.routes.entry(address.trunc()).or_insert(route);
             }
@@ -208,6 +216,9 @@ impl Namespace {
             } => {
                 self.routes.insert(*destination, route.clone());
             }
+            Op::DeleteRoute { destination, .. } => {
+                self.routes.remove(destination);
+            }
             Op::AddAddress { address, .. } => {
                 self.addresses.insert((name(), *address));
             }
@@ -250,6 +261,28 @@ impl Namespace {
             }
             Op::Detach { program, .. } => {
                 self.programs.remove(&(name(), *program));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl FirewallState {
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::SetFirewall(firewall) => {
+                self.guarded = Some(firewall.guarded.clone());
+                self.table = Some(firewall.clone());
+            }
+            Op::ChangeEgress { add, remove } => {
+                if let Some(table) = &mut self.table {
+                    table.egress.extend(add);
+                    table.egress.retain(|address| !remove.contains(address));
+                }
+            }
+            Op::RemoveFirewall => {
+                self.table = None;
+                self.guarded = None;
             }
             _ => {}
         }

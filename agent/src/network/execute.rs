@@ -16,6 +16,7 @@ use super::op::{Op, VethEnd};
 /// published while what it needs is missing. Returns what failed.
 pub(super) fn execute(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
     let mut failures: Vec<Failure> = Vec::new();
+    let mut guarded = true;
     let mut rest = ops;
     while let Some(op) = rest.first() {
         // The IPVS table takes many changes at once.
@@ -32,8 +33,15 @@ pub(super) fn execute(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
             .all(|failure| matches!(failure.scope, Scope::Task(_)));
         let outcome = match op {
             Op::SetPublished(_) if !sound => Err(KernelError::PutOff),
+            // A link that forwards for our tasks must not do so for others.
+            Op::SetSysctl {
+                place: Place::Host, ..
+            } if !guarded => Err(KernelError::PutOff),
             op => carry_out(kernel, op),
         };
+        if let (Op::SetFirewall(_), Err(_)) = (op, &outcome) {
+            guarded = false;
+        }
         match outcome {
             Ok(()) => tracing::debug!(%op, "done"),
             Err(source) => {
@@ -166,6 +174,13 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
         } => {
             kernel.at(place)?.set_route(*destination, route)?;
         }
+        Op::DeleteRoute {
+            place,
+            destination,
+            route,
+        } => {
+            kernel.at(place)?.delete_route(*destination, route)?;
+        }
         Op::SetNeighbour {
             device: (place, name),
             address,
@@ -230,6 +245,9 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
         Op::SetIngressMacs(macs) => kernel.mesh()?.set_ingress_macs(macs)?,
         Op::SetPublished(published) => kernel.mesh()?.set_published(published)?,
         Op::SetSources(sources) => kernel.mesh()?.set_sources(sources)?,
+        Op::SetFirewall(firewall) => kernel.firewall()?.set(firewall)?,
+        Op::ChangeEgress { add, remove } => kernel.firewall()?.change_egress(add, remove)?,
+        Op::RemoveFirewall => kernel.firewall()?.remove()?,
         Op::RemovePins => kernel.mesh.remove_pins()?,
         Op::Ipvs(op) => {
             if let Some(ipvs) = kernel.ipvs()? {

@@ -10,6 +10,7 @@ use swarm_model::TaskId;
 use crate::ebpf::MeshError;
 
 use super::connection::{ConnectError, Connection};
+use super::firewall::FirewallHandle;
 use super::mesh::{LoadedMesh, MeshHandle};
 use super::model::Place;
 use super::names::{INGRESS_NETNS, TASK_NETNS_PREFIX};
@@ -115,6 +116,8 @@ pub(super) struct Kernel {
     pub(super) ipvs: Option<Ipvs>,
     /// The eBPF programs.
     pub(super) mesh: MeshHandle,
+    /// The host's nf_tables, once they were opened.
+    firewall: Option<FirewallHandle>,
 }
 
 impl Kernel {
@@ -127,6 +130,7 @@ impl Kernel {
             open: BTreeMap::from([(Place::Host, host)]),
             ipvs: None,
             mesh: MeshHandle::new(bpffs_dir),
+            firewall: None,
         })
     }
 
@@ -204,6 +208,17 @@ impl Kernel {
     /// The eBPF programs.
     pub(super) fn mesh(&mut self) -> Result<&mut LoadedMesh, KernelError> {
         self.mesh.loaded().ok_or(KernelError::NoMesh)
+    }
+
+    /// The host's nf_tables.
+    pub(super) fn firewall(&mut self) -> Result<&mut FirewallHandle, KernelError> {
+        if self.firewall.is_none() {
+            let host = &self.at(&Place::Host)?.netns;
+            self.firewall = Some(host.run(FirewallHandle::open)??);
+        }
+        self.firewall
+            .as_mut()
+            .ok_or_else(|| KernelError::NoNetns(Place::Host.to_string()))
     }
 
     /// The ingress namespace's IPVS table; before there is that namespace, the host's, which tells

@@ -18,7 +18,8 @@
 //! * Everything found at a start is adopted. Nothing is flushed and rebuilt, no connection is lost.
 //! * What is not ours is never touched. Ours are the namespaces `ingress` and `task-*` under
 //!   `<run-dir>/netns` (of the latter only what [`wanted`] lists), links `sw-*` in the host's
-//!   namespace, and the places of our programs on its links.
+//!   namespace with everything on them, the table `inet swarm` of its nf_tables, and the places of
+//!   our programs on its links. Of links that are not ours only `forwarding` is set, and guarded.
 //! * Any prefix of a plan is safe: a port is published last and withdrawn first.
 //!
 //! Deliberately absent: anything that runs another program, and any state between two passes but
@@ -30,6 +31,7 @@ mod connection;
 mod desired;
 mod effect;
 mod execute;
+mod firewall;
 mod kernel;
 mod listeners;
 mod mesh;
@@ -38,6 +40,7 @@ mod monitor;
 mod names;
 mod netlink;
 mod netns;
+mod nftables;
 mod observe;
 mod op;
 mod pass;
@@ -50,7 +53,7 @@ mod wanted;
 mod tests;
 
 pub(crate) use desired::{
-    Backend, BackendState, Desired, IngressNetwork, LocalNode, Peer, Service, Task,
+    Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Peer, Service, Task,
 };
 #[cfg(test)]
 pub(crate) use netns::NetnsDir;

@@ -155,6 +155,8 @@ pub(super) struct Route {
     pub(super) via: Option<IpAddr>,
     /// Link.
     pub(super) device: String,
+    /// Largest packet in bytes, where that is less than the link's.
+    pub(super) mtu: Option<u32>,
 }
 
 /// One of our eBPF programs on a link; each has one direction it is made for.
@@ -287,6 +289,36 @@ pub(super) struct MeshMaps {
     pub(super) sources: Option<BTreeSet<Source>>,
 }
 
+/// Our table of the host's nf_tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Firewall {
+    /// Addresses of the tasks here that may reach the outside: masqueraded. Others stay inside.
+    pub(super) egress: BTreeSet<IpAddr>,
+    /// Uplinks that forward for our tasks and for nobody else.
+    pub(super) guarded: BTreeSet<String>,
+}
+
+/// A chain of somebody else's that lets nothing through the host but what its rules name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Obstacle {
+    /// Family and table, as `nft` names them.
+    pub(crate) table: String,
+    /// Chain.
+    pub(crate) chain: String,
+}
+
+/// What was seen of the host's nf_tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FirewallState {
+    /// Our table; nothing where it is missing or not as we make it.
+    pub(super) table: Option<Firewall>,
+    /// Uplinks that forward on our account, as this process has read or said last; nothing when it
+    /// has done neither.
+    pub(super) guarded: Option<BTreeSet<String>>,
+    /// What may keep our tasks from the outside all the same.
+    pub(super) obstacles: Vec<Obstacle>,
+}
+
 /// What was seen of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Observed {
@@ -301,6 +333,8 @@ pub(super) struct Observed {
     pub(super) default_uplink: Option<String>,
     /// Processes of the host that listen.
     pub(super) listeners: BTreeSet<Listener>,
+    /// The host's nf_tables, or why there are none.
+    pub(super) firewall: Result<FirewallState, String>,
 }
 
 impl Observed {

@@ -30,8 +30,25 @@ pub(super) const TASK_NETNS_PREFIX: &str = "task-";
 /// of the veth pair, in the link-local range (RFC 3927), where nothing routed can lie. The host
 /// does not carry it; a permanent neighbour entry says which MAC address it has.
 pub(super) const EGRESS_GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 1));
-/// Gives `e1` a MAC address by the same rule as everything else; no interface carries it either.
+/// Next hop of the host's route into the ingress network: stands for `e1`, and gives it a MAC
+/// address by the same rule as everything else. No interface carries it.
 pub(super) const EGRESS_LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 2));
+
+/// Our table in the host's nf_tables, of family inet.
+pub(super) const FIREWALL_TABLE: &str = "swarm";
+
+/// The host's own address on `sw-e1h`, from which it talks to tasks: link-local, with the last two
+/// bytes of the node's ingress address. No two nodes have the same while the ingress network is a
+/// /16 or smaller. Nothing for IPv6.
+pub(super) fn host_address(ingress: IpAddr) -> Option<IpAddr> {
+    match ingress {
+        IpAddr::V4(ingress) => {
+            let [_, _, a, b] = ingress.octets();
+            Some(IpAddr::from([169, 254, a, b]))
+        }
+        IpAddr::V6(_) => None,
+    }
+}
 
 /// UDP port of VXLAN (RFC 7348).
 pub(super) const VXLAN_PORT: u16 = 4789;
@@ -97,6 +114,14 @@ pub(super) const INGRESS_LINK_SYSCTLS: &[(&str, &str, &str)] = &[
 ];
 
 /// In the host's namespace. The route look-up of `mesh_out` (`bpf_fib_lookup`) answers only for an
-/// interface that forwards; the host's `ip_forward` is not ours to set.
+/// interface that forwards, as does the host's stack; the host's `ip_forward` is not ours to set.
 pub(super) const HOST_LINK_SYSCTLS: &[(&str, &str, &str)] =
     &[(HOST_VETH, "ipv4/conf/sw-e1h/forwarding", "1")];
+
+/// Whether the host is a router: for everybody, not only where it forwards for our tasks.
+pub(super) const HOST_IS_ROUTER: &str = "ipv4/ip_forward";
+
+/// The setting that makes a link of the host forward what comes in by it. `name` is a link's.
+pub(super) fn forwarding_of(name: &str) -> String {
+    format!("ipv4/conf/{name}/forwarding")
+}

@@ -1,15 +1,18 @@
-//! A blocking route netlink socket: one request at a time, answered in full.
+//! A blocking netlink socket: one request at a time, answered in full.
 //!
-//! Blocking is right here: the kernel carries a route request out, and queues its answer, before
-//! `send` returns, so that no wait for another process is involved. It belongs to the namespace it
-//! was opened in and is used from any thread.
+//! Blocking is right here: the kernel carries a route or netfilter request out, and queues its
+//! answer, before `send` returns, so that no wait for another process is involved. A socket belongs
+//! to the namespace it was opened in and is used from any thread.
 
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
+use std::ops::ControlFlow;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage,
-    NetlinkPayload, NlasIterator,
+    ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -37,7 +40,7 @@ const HEADER_BYTES: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetlinkError {
     /// No socket.
-    #[error("open a route netlink socket")]
+    #[error("open a netlink socket")]
     Open(#[source] io::Error),
     /// Sending or receiving failed.
     #[error("exchange netlink messages")]
@@ -80,14 +83,15 @@ impl fmt::Display for Words {
     }
 }
 
-/// A route netlink socket.
-pub(crate) struct Socket {
+/// A netlink socket that speaks in messages of one family.
+pub(crate) struct Socket<M = RouteNetlinkMessage> {
     socket: RawSocket,
     sequence: u32,
     buffer: Vec<u8>,
+    messages: PhantomData<fn(M) -> M>,
 }
 
-impl fmt::Debug for Socket {
+impl<M> fmt::Debug for Socket<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Socket")
             .field("sequence", &self.sequence)
@@ -96,15 +100,29 @@ impl fmt::Debug for Socket {
 }
 
 impl Socket {
-    /// A socket in the calling thread's network namespace.
+    /// A route socket in the calling thread's network namespace.
     pub(crate) fn open() -> Result<Self, NetlinkError> {
+        let socket = Self::of_protocol(NETLINK_ROUTE)?;
+        socket
+            .socket
+            .set_netlink_get_strict_chk(true)
+            .map_err(NetlinkError::Open)?;
+        Ok(socket)
+    }
+}
+
+impl<M> Socket<M>
+where
+    M: NetlinkSerializable + NetlinkDeserializable + Clone + fmt::Debug,
+{
+    /// A socket of a protocol (`NETLINK_*`) in the calling thread's network namespace.
+    pub(crate) fn of_protocol(protocol: isize) -> Result<Self, NetlinkError> {
         let connect = || {
-            let mut socket = RawSocket::new(NETLINK_ROUTE)?;
+            let mut socket = RawSocket::new(protocol)?;
             socket.bind_auto()?;
             socket.connect(&SocketAddr::new(0, 0))?;
             socket.set_cap_ack(true)?;
             socket.set_ext_ack(true)?;
-            socket.set_netlink_get_strict_chk(true)?;
             Ok(socket)
         };
         let socket = connect().map_err(NetlinkError::Open)?;
@@ -112,33 +130,24 @@ impl Socket {
             socket,
             sequence: 0,
             buffer: Vec::with_capacity(BUFFER_BYTES),
+            messages: PhantomData,
         })
     }
 
     /// Carries out a request; `flags` beside `NLM_F_REQUEST` and `NLM_F_ACK`.
-    pub(crate) fn request(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<(), NetlinkError> {
+    pub(crate) fn request(&mut self, message: M, flags: u16) -> Result<(), NetlinkError> {
         self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags)
             .map(drop)
     }
 
     /// Asks for one object.
-    pub(crate) fn get(
-        &mut self,
-        message: RouteNetlinkMessage,
-    ) -> Result<RouteNetlinkMessage, NetlinkError> {
+    pub(crate) fn get(&mut self, message: M) -> Result<M, NetlinkError> {
         let (mut answers, _) = self.exchange(message, NLM_F_REQUEST | NLM_F_ACK)?;
         answers.pop().ok_or(NetlinkError::NoAnswer)
     }
 
     /// Asks for all objects of a kind.
-    pub(crate) fn dump(
-        &mut self,
-        message: &RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    pub(crate) fn dump(&mut self, message: &M) -> Result<Vec<M>, NetlinkError> {
         let mut attempts = 1;
         loop {
             let (answers, interrupted) =
@@ -150,26 +159,93 @@ impl Socket {
         }
     }
 
-    /// Sends a request and collects its answers up to the acknowledgement or the end of the dump;
-    /// also whether a dump was changed on the way.
-    fn exchange(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<(Vec<RouteNetlinkMessage>, bool), NetlinkError> {
+    /// Sends messages, each with its flags beside `NLM_F_REQUEST`, as one datagram that the kernel
+    /// carries out as a whole or not at all: the protocol's own marks of begin and end are the
+    /// first and the last of them. The one before the last is acknowledged.
+    pub(crate) fn batch(&mut self, messages: Vec<(M, u16)>) -> Result<(), NetlinkError> {
+        let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+        let first = self.sequence.wrapping_add(1);
+        let acknowledged = count.saturating_sub(2);
+        let mut bytes = Vec::new();
+        for (position, (message, flags)) in (0..).zip(messages) {
+            let ack = if position == acknowledged {
+                NLM_F_ACK
+            } else {
+                0
+            };
+            bytes.extend(self.frame(message, NLM_F_REQUEST | flags | ack));
+        }
+        self.socket
+            .send(&bytes, 0)
+            .map_err(NetlinkError::Exchange)?;
+        let mut outcome = Ok(());
+        self.receive(first, count, |position, _, payload| {
+            let NetlinkPayload::Error(error) = payload else {
+                return ControlFlow::Continue(());
+            };
+            if let Err(error) = refusal(&error)
+                && outcome.is_ok()
+            {
+                outcome = Err(error);
+            }
+            // What concerns the batch as a whole is said of its begin.
+            match position == 0 || position == acknowledged {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+        outcome
+    }
+
+    /// A request with the next sequence number, as bytes.
+    fn frame(&mut self, message: M, flags: u16) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut request = NetlinkMessage::from(message);
+        let payload = NetlinkPayload::InnerMessage(message);
+        let mut request = NetlinkMessage::new(NetlinkHeader::default(), payload);
         request.header.flags = flags;
         request.header.sequence_number = self.sequence;
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
+        bytes.resize(bytes.len().next_multiple_of(NLMSG_ALIGN), 0);
+        bytes
+    }
+
+    /// Sends a request and collects its answers up to the acknowledgement or the end of the dump;
+    /// also whether a dump was changed on the way.
+    fn exchange(&mut self, message: M, flags: u16) -> Result<(Vec<M>, bool), NetlinkError> {
+        let bytes = self.frame(message, flags);
         self.socket
             .send(&bytes, 0)
             .map_err(NetlinkError::Exchange)?;
-
         let mut answers = Vec::new();
         let mut interrupted = false;
+        let mut outcome = Ok(());
+        self.receive(self.sequence, 1, |_, flags, payload| {
+            interrupted |= flags & NLM_F_DUMP_INTR != 0;
+            match payload {
+                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::Done(_) => return ControlFlow::Break(()),
+                NetlinkPayload::Error(error) => {
+                    outcome = refusal(&error);
+                    return ControlFlow::Break(());
+                }
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        })?;
+        outcome.map(|()| (answers, interrupted))
+    }
+
+    /// Receives the answers to `count` messages from the sequence number `first` on, until `take`
+    /// has had the last: it is given the number of the message answered to, from 0, the flags and
+    /// the content.
+    fn receive(
+        &mut self,
+        first: u32,
+        count: u32,
+        mut take: impl FnMut(u32, u16, NetlinkPayload<M>) -> ControlFlow<()>,
+    ) -> Result<(), NetlinkError> {
         loop {
             self.buffer.clear();
             self.socket
@@ -180,30 +256,36 @@ impl Socket {
                 let length = usize::try_from(frame.length())
                     .unwrap_or(rest.len())
                     .min(rest.len());
-                let (sequence, flags) = (frame.sequence_number(), frame.flags());
+                let position = frame.sequence_number().wrapping_sub(first);
+                let flags = frame.flags();
                 let frame = &rest[..length];
                 rest = &rest[length.next_multiple_of(NLMSG_ALIGN).min(rest.len())..];
                 // The end of something that was given up earlier.
-                if sequence != self.sequence {
+                if position >= count {
                     continue;
                 }
-                interrupted |= flags & NLM_F_DUMP_INTR != 0;
-                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(frame).map(|m| m.payload) {
-                    Ok(NetlinkPayload::InnerMessage(answer)) => answers.push(answer),
-                    Ok(NetlinkPayload::Done(_)) => return Ok((answers, interrupted)),
-                    Ok(NetlinkPayload::Error(error)) => match error.code {
-                        None => return Ok((answers, interrupted)),
-                        Some(_) => {
-                            let errno = Errno::from_raw(error.raw_code().saturating_neg());
-                            let words = kernel_words(&error.header);
-                            return Err(NetlinkError::Refused { words, errno });
+                match NetlinkMessage::<M>::deserialize(frame).map(|m| m.payload) {
+                    Ok(payload) => {
+                        if take(position, flags, payload).is_break() {
+                            return Ok(());
                         }
-                    },
-                    Ok(_) => {}
+                    }
                     // A link of a kind this library misreads must not hide all the others.
                     Err(error) => tracing::debug!(%error, "a netlink message was not understood"),
                 }
             }
+        }
+    }
+}
+
+/// An error of the kernel's; none where it is an acknowledgement.
+fn refusal(error: &ErrorMessage) -> Result<(), NetlinkError> {
+    match error.code {
+        None => Ok(()),
+        Some(_) => {
+            let errno = Errno::from_raw(error.raw_code().saturating_neg());
+            let words = kernel_words(&error.header);
+            Err(NetlinkError::Refused { words, errno })
         }
     }
 }

@@ -5,6 +5,7 @@ mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nix::errno::Errno;
 use swarm_ipvs::IpvsError;
 
 use crate::error_text::error_text;
@@ -13,11 +14,16 @@ use super::connection::Connection;
 use super::kernel::{Failure, Kernel, KernelError, unreadable};
 use super::listeners::listeners;
 use super::mesh::LoadedMesh;
-use super::model::{Attached, Balanced, IpvsTable, Namespace, Observed, Place, Program};
-use super::names::{
-    HOST_LINK_SYSCTLS, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, LOOPBACK, is_task_port,
+use super::model::{
+    Attached, Balanced, FirewallState, IpvsTable, Namespace, Observed, Place, Program,
 };
+use super::names::{
+    HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, LOOPBACK,
+    forwarding_of, is_task_port,
+};
+use super::netlink::NetlinkError;
 use super::netns::read_sysctl;
+use super::wanted::uplinks;
 
 /// A namespace's content, and what is needed to see across namespaces.
 struct Seen {
@@ -53,6 +59,7 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
         Err(reason) => Err(reason.clone()),
     };
     let ipvs = ipvs_table(kernel)?;
+    let firewall = firewall(kernel)?;
     let default_uplink = seen
         .get(&Place::Host)
         .and_then(|host| host.default_link.clone());
@@ -75,9 +82,25 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
             mesh,
             default_uplink,
             listeners,
+            firewall,
         },
         failures,
     ))
+}
+
+/// What there is of nf_tables; why there are none where the kernel has none.
+fn firewall(kernel: &mut Kernel) -> Result<Result<FirewallState, String>, KernelError> {
+    match kernel.firewall()?.read() {
+        Ok(state) => Ok(Ok(state)),
+        // No such protocol; no such subsystem.
+        Err(error @ NetlinkError::Open(_)) => Ok(Err(error_text(&error))),
+        Err(error) => match error.errno() {
+            Some(Errno::EOPNOTSUPP | Errno::EINVAL | Errno::EPROTONOSUPPORT) => {
+                Ok(Err(error_text(&error)))
+            }
+            _ => Err(error.into()),
+        },
+    }
 }
 
 fn ipvs_table(kernel: &mut Kernel) -> Result<Result<IpvsTable, String>, KernelError> {
@@ -120,9 +143,7 @@ fn read(
     let peers = links::read(connection, &mut namespace)?;
     tables::read_addresses(connection, &mut namespace)?;
     let default_link = tables::read_routes(connection, &mut namespace)?;
-    if *place != Place::Host {
-        tables::read_neighbours(connection, &mut namespace)?;
-    }
+    tables::read_neighbours(connection, &mut namespace)?;
     if *place == Place::Ingress {
         tables::read_forwarding(connection, &mut namespace)?;
     }
@@ -142,8 +163,8 @@ fn read(
     })
 }
 
-/// The settings of ours in a namespace.
-fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<&'static str> {
+/// The settings that concern us in a namespace.
+fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<String> {
     let link_settings = match place {
         Place::Host => HOST_LINK_SYSCTLS,
         Place::Ingress => INGRESS_LINK_SYSCTLS,
@@ -153,23 +174,28 @@ fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<&'static str> {
     let of_links = link_settings
         .iter()
         .filter(|(name, ..)| there(name))
-        .map(|(_, key, _)| *key);
+        .map(|(_, key, _)| (*key).to_owned());
+    let uplinks = match place {
+        Place::Host => uplinks(namespace),
+        Place::Ingress | Place::Task(_) => BTreeSet::new(),
+    };
+    let of_uplinks = uplinks.iter().map(|name| forwarding_of(name));
+    let of_host = (*place == Place::Host).then(|| HOST_IS_ROUTER.to_owned());
     let global = INGRESS_SYSCTLS
         .iter()
         .filter(|_| *place == Place::Ingress)
-        .map(|(key, _)| *key);
-    of_links.chain(global).collect()
+        .map(|(key, _)| (*key).to_owned());
+    of_links
+        .chain(of_uplinks)
+        .chain(of_host)
+        .chain(global)
+        .collect()
 }
 
-fn read_sysctls(
-    keys: BTreeSet<&'static str>,
-) -> Result<BTreeMap<String, Option<String>>, KernelError> {
-    let read = |key: &str| match read_sysctl(key) {
-        Ok(value) => Ok((key.to_owned(), value)),
-        Err(source) => Err(KernelError::Sysctl {
-            key: key.to_owned(),
-            source,
-        }),
+fn read_sysctls(keys: BTreeSet<String>) -> Result<BTreeMap<String, Option<String>>, KernelError> {
+    let read = |key: String| match read_sysctl(&key) {
+        Ok(value) => Ok((key, value)),
+        Err(source) => Err(KernelError::Sysctl { key, source }),
     };
     keys.into_iter().map(read).collect()
 }

@@ -9,10 +9,10 @@ use swarm_ipvs::Op as IpvsOp;
 use swarm_model::TaskId;
 
 use super::model::{
-    Device, Mac, MeshConfig, Place, PortFlags, Program, Published, PublishedAs, Route, Source,
-    Vxlan,
+    Device, Firewall, Mac, MeshConfig, Place, PortFlags, Program, Published, PublishedAs, Route,
+    Source, Vxlan,
 };
-use super::names::task_port;
+use super::names::{FIREWALL_TABLE, task_port};
 
 /// One end of a new veth pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +75,12 @@ pub(super) enum Op {
         destination: IpNet,
         route: Route,
     },
+    /// Delete a route.
+    DeleteRoute {
+        place: Place,
+        destination: IpNet,
+        route: Route,
+    },
     /// Add or replace a permanent neighbour.
     SetNeighbour {
         device: Device,
@@ -113,6 +119,15 @@ pub(super) enum Op {
     Ipvs(IpvsOp),
     /// Remove the pinned maps.
     RemovePins,
+    /// Make our table of the host's nf_tables, in the place of what is there.
+    SetFirewall(Firewall),
+    /// Let addresses out, and others no more.
+    ChangeEgress {
+        add: BTreeSet<IpAddr>,
+        remove: BTreeSet<IpAddr>,
+    },
+    /// Remove our table of the host's nf_tables.
+    RemoveFirewall,
 }
 
 impl Op {
@@ -122,7 +137,8 @@ impl Op {
             Self::CreateNetns(place)
             | Self::DeleteNetns(place)
             | Self::SetSysctl { place, .. }
-            | Self::SetRoute { place, .. } => Some(place),
+            | Self::SetRoute { place, .. }
+            | Self::DeleteRoute { place, .. } => Some(place),
             _ => match self.devices().as_slice() {
                 [(place, _)] => Some(place),
                 _ => None,
@@ -156,13 +172,17 @@ impl Op {
             | Self::DeleteNetns(_)
             | Self::SetSysctl { .. }
             | Self::SetRoute { .. }
+            | Self::DeleteRoute { .. }
             | Self::SetMeshConfig(_)
             | Self::SetNodeAddresses(_)
             | Self::SetIngressMacs(_)
             | Self::SetPublished(_)
             | Self::SetSources(_)
             | Self::Ipvs(_)
-            | Self::RemovePins => Vec::new(),
+            | Self::RemovePins
+            | Self::SetFirewall(_)
+            | Self::ChangeEgress { .. }
+            | Self::RemoveFirewall => Vec::new(),
         }
     }
 
@@ -260,6 +280,17 @@ impl fmt::Display for Op {
                     route.device
                 )
             }
+            Self::DeleteRoute {
+                place,
+                destination,
+                route,
+            } => {
+                write!(
+                    f,
+                    "delete route to {destination} by {} in {place}",
+                    route.device
+                )
+            }
             Self::SetNeighbour {
                 device: (place, name),
                 address,
@@ -331,6 +362,20 @@ impl fmt::Display for Op {
             }
             Self::Ipvs(op) => write!(f, "ipvs: {op}"),
             Self::RemovePins => f.write_str("remove the pinned maps of the mesh"),
+            Self::SetFirewall(firewall) => write!(
+                f,
+                "make nf_tables table inet {FIREWALL_TABLE}: {} addresses have egress, {} links are \
+                 guarded",
+                firewall.egress.len(),
+                firewall.guarded.len()
+            ),
+            Self::ChangeEgress { add, remove } => write!(
+                f,
+                "give {} addresses egress and take it from {}",
+                add.len(),
+                remove.len()
+            ),
+            Self::RemoveFirewall => write!(f, "remove nf_tables table inet {FIREWALL_TABLE}"),
         }
     }
 }

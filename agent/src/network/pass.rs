@@ -1,14 +1,13 @@
 //! One round: look, plan, act, tell.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use swarm_model::TaskId;
 use tokio::sync::watch;
 
-use super::desired::Desired;
+use super::desired::{Desired, LocalTask};
 use super::execute::execute;
 use super::kernel::{Failure, Kernel, Scope};
 use super::model::Place;
@@ -23,7 +22,7 @@ pub(super) struct Pass {
     pub(super) kernel: Kernel,
     current: Option<(Arc<Desired>, u64)>,
     /// Tasks connected on request, until they are released.
-    prepared: BTreeMap<TaskId, IpAddr>,
+    prepared: BTreeMap<TaskId, LocalTask>,
     /// Tasks released while the desired state lists them.
     released: BTreeSet<TaskId>,
     /// The desired state with both taken into account.
@@ -70,13 +69,13 @@ impl Pass {
     pub(super) fn prepare(
         &mut self,
         task: TaskId,
-        address: IpAddr,
+        local: LocalTask,
     ) -> Result<PathBuf, NetworkError> {
         if self.current.is_none() {
             return Err(NetworkError::NotConnected(task));
         }
         self.released.remove(&task);
-        self.prepared.insert(task.clone(), address);
+        self.prepared.insert(task.clone(), local);
         self.update_effective();
         self.run();
         match self.failure_at(&task) {

@@ -10,7 +10,10 @@ use swarm_ipvs::{Destination, DestinationKey, Op as IpvsOp, Service as IpvsServi
 
 use super::desired::Desired;
 use super::model::{Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Observed, Place};
-use super::names::{BRIDGE, HOST_PREFIX, INGRESS_VETH, LOOPBACK, VXLAN, is_task_port};
+use super::names::{
+    BRIDGE, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, INGRESS_VETH, LOOPBACK, VXLAN, forwarding_of,
+    is_task_port,
+};
 use super::op::{Op, VethEnd};
 use super::wanted::{Problem, Wanted, wanted};
 
@@ -46,6 +49,9 @@ pub(super) fn teardown(observed: &Observed) -> Vec<Op> {
     if observed.mesh.is_ok() {
         ops.push(Op::RemovePins);
     }
+    if observed.firewall.is_ok() {
+        ops.push(Op::RemoveFirewall);
+    }
     ops
 }
 
@@ -57,6 +63,8 @@ fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
     };
     planner.withdraw();
     planner.create_namespaces();
+    planner.close_uplinks();
+    planner.set_firewall();
     planner.make_settings();
     planner.make_links();
     // Those of links that are new.
@@ -71,6 +79,7 @@ fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
     planner.unbalance();
     planner.delete_links();
     planner.detach_programs();
+    planner.clear_routes();
     planner.clear_tables();
     planner.delete_namespaces();
     planner.ops
@@ -116,6 +125,49 @@ impl Planner<'_> {
                 self.emit(Op::CreateNetns(place.clone()));
             }
         }
+    }
+
+    /// Uplinks that forwarded for our tasks and are to do so no more. Before their guard goes.
+    fn close_uplinks(&mut self) {
+        let (Ok(now), Some(host)) = (&self.now.firewall, self.now.namespaces.get(&Place::Host))
+        else {
+            return;
+        };
+        let setting = |key: &str| host.sysctls.get(key).and_then(Option::as_deref);
+        if setting(HOST_IS_ROUTER) == Some("1") {
+            return;
+        }
+        let wanted = self.wanted.firewall.as_ref();
+        let keep = |name: &String| wanted.is_some_and(|wanted| wanted.guarded.contains(name));
+        let mut ops = Vec::new();
+        for name in now.guarded.iter().flatten().filter(|name| !keep(name)) {
+            let key = forwarding_of(name);
+            if host.links.contains_key(name) && setting(&key) != Some("0") {
+                let value = "0".to_owned();
+                ops.push(Op::SetSysctl {
+                    place: Place::Host,
+                    key,
+                    value,
+                });
+            }
+        }
+        self.emit_all(ops);
+    }
+
+    /// Before the first link forwards: what it is not to forward is kept out.
+    fn set_firewall(&mut self) {
+        let (Ok(now), Some(wanted)) = (&self.now.firewall, &self.wanted.firewall) else {
+            return;
+        };
+        let op = match &now.table {
+            Some(table) if table == wanted => return,
+            Some(table) if table.guarded == wanted.guarded => Op::ChangeEgress {
+                add: &wanted.egress - &table.egress,
+                remove: &table.egress - &wanted.egress,
+            },
+            Some(_) | None => Op::SetFirewall(wanted.clone()),
+        };
+        self.emit(op);
     }
 
     fn make_settings(&mut self) {
@@ -251,14 +303,18 @@ impl Planner<'_> {
     /// Old addresses first: the kernel deletes all other addresses of a subnet with its first one.
     fn assign_addresses(&mut self) {
         let mut ops = Vec::new();
-        if let (Some(now), Some(wanted)) = (
-            self.now.namespaces.get(&Place::Ingress),
-            self.wanted.namespaces.get(&Place::Ingress),
-        ) {
-            let ours = |name: &str| name == LOOPBACK || name == BRIDGE;
+        for (place, wanted) in &self.wanted.namespaces {
+            let Some(now) = self.now.namespaces.get(place) else {
+                continue;
+            };
+            let ours = |name: &str| match place {
+                Place::Host => name == HOST_VETH,
+                Place::Ingress => name == LOOPBACK || name == BRIDGE,
+                Place::Task(_) => false,
+            };
             for (name, address) in now.addresses.difference(&wanted.addresses) {
                 if ours(name) {
-                    let device = (Place::Ingress, name.clone());
+                    let device = (place.clone(), name.clone());
                     ops.push(Op::DeleteAddress {
                         device,
                         address: *address,
@@ -475,6 +531,32 @@ impl Planner<'_> {
                 self.emit(Op::DeleteLink(device));
             }
         }
+    }
+
+    /// Routes to what is gone: those by our link in the host's namespace, and those by a next hop in
+    /// the ingress namespace. The others there come and go with addresses.
+    fn clear_routes(&mut self) {
+        let mut ops = Vec::new();
+        for (place, wanted) in &self.wanted.namespaces {
+            let Some(now) = self.now.namespaces.get(place) else {
+                continue;
+            };
+            for (&destination, route) in &now.routes {
+                let ours = match place {
+                    Place::Host => route.device == HOST_VETH,
+                    Place::Ingress => route.via.is_some(),
+                    Place::Task(_) => false,
+                };
+                if ours && !wanted.routes.contains_key(&destination) {
+                    ops.push(Op::DeleteRoute {
+                        place: place.clone(),
+                        destination,
+                        route: route.clone(),
+                    });
+                }
+            }
+        }
+        self.emit_all(ops);
     }
 
     /// Entries for tasks and nodes that are gone. Only the ingress namespace's tables are all ours;

@@ -5,7 +5,6 @@
 //! networks. The thread outlives no [`Reconciler`], and what it made outlives the thread.
 
 use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -18,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::error_text::error_text;
 
-use super::desired::Desired;
+use super::desired::{Desired, LocalTask};
 use super::kernel::{Failure, Kernel, KernelError};
 use super::model::Place;
 use super::monitor::{Monitor, MonitorError};
@@ -161,7 +160,7 @@ pub(crate) struct Reconciler {
 enum Request {
     Prepare {
         task: TaskId,
-        address: IpAddr,
+        local: LocalTask,
         reply: oneshot::Sender<Result<PathBuf, NetworkError>>,
     },
     Release {
@@ -229,11 +228,11 @@ impl Reconciler {
     pub(crate) async fn prepare_task(
         &self,
         task: &TaskId,
-        address: IpAddr,
+        local: LocalTask,
     ) -> Result<PathBuf, NetworkError> {
         self.request(|reply| Request::Prepare {
             task: task.clone(),
-            address,
+            local,
             reply,
         })
         .await
@@ -341,12 +340,8 @@ impl Shell {
     fn answer(&mut self, request: Request) {
         // A caller that has given up is not told.
         match request {
-            Request::Prepare {
-                task,
-                address,
-                reply,
-            } => {
-                let _ = reply.send(self.pass.prepare(task, address));
+            Request::Prepare { task, local, reply } => {
+                let _ = reply.send(self.pass.prepare(task, local));
             }
             Request::Release { task, reply } => {
                 let _ = reply.send(self.pass.release(task));

@@ -5,8 +5,9 @@
 //! failure. What needs IPVS is skipped where the kernel has none; `SWARM_TEST_REQUIRE_IPVS=1`
 //! likewise.
 
+mod egress;
 mod snapshot;
-mod world;
+pub(in crate::network) mod world;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -22,8 +23,8 @@ use super::plan::plan;
 use super::reconcile::NetworkError;
 use snapshot::{differences, snapshot};
 use world::{
-    DEADLINE, Node, World, address_of, as_root, command, connect, listen, task_id, try_command,
-    within,
+    DEADLINE, Node, World, address_of, as_root, command, connect, listen, local, task_id,
+    try_command, within,
 };
 
 /// Two nodes with a task each, connected.
@@ -35,7 +36,7 @@ async fn two_nodes() -> (World, TaskId, TaskId) {
         let node = world.node(node);
         let path = node
             .reconciler()
-            .prepare_task(task, address_of(task))
+            .prepare_task(task, local(task))
             .await
             .unwrap();
         assert_eq!(path, node.netns_path(&format!("task-{task}")));
@@ -226,6 +227,18 @@ const DAMAGES: &[(&str, &str)] = &[
     ("h", "ip link set sw-e1h down"),
     ("h", "tc filter del dev eth0 ingress"),
     ("h", "tc qdisc del dev sw-e1h clsact"),
+    ("h", "ip addr del 169.254.0.1/32 dev sw-e1h"),
+    ("h", "ip addr add 169.254.7.7/32 dev sw-e1h"),
+    ("h", "ip route del 10.255.0.0/16"),
+    ("h", "ip route add 10.250.0.0/16 dev sw-e1h"),
+    ("h", "ip neigh del 169.254.255.2 dev sw-e1h"),
+    ("h", "write 0 /proc/sys/net/ipv4/conf/eth0/forwarding"),
+    ("h", "write 0 /proc/sys/net/ipv4/conf/sw-e1h/forwarding"),
+    ("h", "nft flush ruleset"),
+    ("h", "nft delete chain inet swarm postrouting"),
+    ("h", "nft flush set inet swarm egress"),
+    ("i", "ip route del 169.254.0.2"),
+    ("i", "ip route add 169.254.7.7 via 10.255.0.2 dev br0"),
     ("t", "ip link del eth0"),
     ("t", "ip link set eth0 down"),
     ("t", "ip addr flush dev eth0"),
@@ -372,11 +385,11 @@ async fn a_released_task_leaves_nothing_and_the_other_stays() {
     let whole = snapshot(node, &[&task_id(1)]);
     let second = task_id(2);
     node.reconciler()
-        .prepare_task(&second, address_of(&second))
+        .prepare_task(&second, local(&second))
         .await
         .unwrap();
     node.reconciler()
-        .prepare_task(&second, address_of(&second))
+        .prepare_task(&second, local(&second))
         .await
         .expect("repeatable");
     // A desired state that was put together before task 2 leaves it alone.
@@ -426,7 +439,7 @@ async fn no_task_is_connected_before_the_node_is() {
     let outcome = world
         .node(1)
         .reconciler()
-        .prepare_task(&task, address_of(&task))
+        .prepare_task(&task, local(&task))
         .await;
     assert!(
         matches!(outcome, Err(NetworkError::NotConnected(_))),

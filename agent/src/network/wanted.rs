@@ -7,16 +7,17 @@ use ipnet::IpNet;
 use swarm_model::{Protocol, ServiceId, TaskId};
 
 use super::balance::{Balance, NodeAddresses, balance};
-use super::desired::Desired;
+use super::desired::{Desired, LocalTask};
 use super::listeners::Listener;
 use super::model::{
-    Attached, Device, IpvsTable, Link, LinkKind, Mac, MeshConfig, MeshMaps, Namespace, Observed,
-    Place, PortFlags, Program, Published, PublishedAs, Route, Vxlan,
+    Attached, Device, Firewall, FirewallState, IpvsTable, Link, LinkKind, Mac, MeshConfig,
+    MeshMaps, Namespace, Observed, Obstacle, Place, PortFlags, Program, Published, PublishedAs,
+    Route, Vxlan,
 };
 use super::names::{
-    BRIDGE, DEFAULT_MTU, EGRESS_GATEWAY, EGRESS_LOCAL, HOST_LINK_SYSCTLS, HOST_PREFIX, HOST_VETH,
-    INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, INGRESS_VETH, LOOPBACK, TASK_DEVICE, VXLAN,
-    VXLAN_OVERHEAD, VXLAN_PORT, task_port,
+    BRIDGE, DEFAULT_MTU, EGRESS_GATEWAY, EGRESS_LOCAL, HOST_IS_ROUTER, HOST_LINK_SYSCTLS,
+    HOST_PREFIX, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, INGRESS_VETH, LOOPBACK,
+    TASK_DEVICE, VXLAN, VXLAN_OVERHEAD, VXLAN_PORT, forwarding_of, host_address, task_port,
 };
 
 /// The VXLAN port of the bridge: what lies behind it is known, nothing is learned or flooded. ARP
@@ -78,6 +79,32 @@ pub(crate) enum Problem {
         /// Where the process listens.
         address: IpAddr,
     },
+    /// Nothing can be masqueraded.
+    #[error("tasks on this node do not reach the outside, the kernel has no nf_tables: {reason}")]
+    NoFirewall {
+        /// Why.
+        reason: String,
+    },
+    /// Somebody else's firewall may keep tasks from the outside.
+    #[error(
+        "tasks on this node may not reach the outside: chain {} of the host's nf_tables table {} \
+         drops what no rule of it names; let link {HOST_VETH} through, where it is Docker's by \
+         `iptables -I DOCKER-USER -i {HOST_VETH} -j ACCEPT` and `iptables -I DOCKER-USER -o \
+         {HOST_VETH} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`",
+        .0.chain, .0.table
+    )]
+    EgressBlocked(Obstacle),
+    /// The host has the ingress network's addresses elsewhere.
+    #[error(
+        "tasks on this node do not reach the outside: the host routes {subnet}, the ingress \
+         network's, to {device}; remove that route, or give the ingress network another subnet"
+    )]
+    SubnetTaken {
+        /// The subnet.
+        subnet: IpNet,
+        /// The link it is routed to.
+        device: String,
+    },
 }
 
 impl Problem {
@@ -87,7 +114,10 @@ impl Problem {
             Self::PortShadowed { service, .. } => Some(service),
             Self::IpvsMissing { .. }
             | Self::ProgramsNotLoaded { .. }
-            | Self::DataPathNotHere { .. } => None,
+            | Self::DataPathNotHere { .. }
+            | Self::NoFirewall { .. }
+            | Self::EgressBlocked(_)
+            | Self::SubnetTaken { .. } => None,
         }
     }
 }
@@ -147,6 +177,8 @@ pub(super) struct Wanted {
     pub(super) ipvs: Option<IpvsTable>,
     /// The maps; nothing where there are none.
     pub(super) mesh: Option<MeshMaps>,
+    /// Our table of the host's nf_tables; nothing where the kernel has none.
+    pub(super) firewall: Option<Firewall>,
 }
 
 /// The links by which packets come in from outside: up, no loopback, not ours, with an address.
@@ -193,6 +225,23 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         });
     }
 
+    if let Some(problem) = subnet_taken(host, desired.network.subnet) {
+        problems.push(problem);
+    }
+    let firewall = match &observed.firewall {
+        Ok(state) => {
+            let obstacles = state.obstacles.iter().cloned();
+            problems.extend(obstacles.map(Problem::EgressBlocked));
+            Some(firewall(desired, host, state, &uplinks))
+        }
+        Err(reason) => {
+            problems.push(Problem::NoFirewall {
+                reason: reason.clone(),
+            });
+            None
+        }
+    };
+
     let mut draft = Draft {
         desired,
         programs: observed.mesh.is_ok(),
@@ -200,14 +249,21 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         wanted: Wanted::default(),
     };
     draft.host(&uplinks);
+    if subnet_taken(host, desired.network.subnet).is_none() {
+        draft.host_route();
+    }
     draft.ingress(&node_addresses);
-    for (task, address) in &desired.local_tasks {
-        draft.task(task, *address);
+    for (task, local) in &desired.local_tasks {
+        draft.task(task, local);
     }
     draft.everybody();
     draft.settings();
+    if firewall.is_some() {
+        draft.uplinks_forward(&uplinks);
+    }
 
     let mut wanted = draft.wanted;
+    wanted.firewall = firewall;
     let Balance {
         table,
         published,
@@ -233,6 +289,51 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         sources: Some(sources),
     });
     (wanted, problems)
+}
+
+/// Whether the host routes exactly our subnet elsewhere. A wider route is no hindrance: ours is
+/// preferred.
+fn subnet_taken(host: &Namespace, subnet: IpNet) -> Option<Problem> {
+    let subnet = subnet.trunc();
+    let route = host.routes.get(&subnet)?;
+    (route.device != HOST_VETH).then(|| Problem::SubnetTaken {
+        subnet,
+        device: route.device.clone(),
+    })
+}
+
+/// Who may leave, and by which links nobody else comes through: where the host is no router, those
+/// that did not forward before, or did so on our account.
+fn firewall(
+    desired: &Desired,
+    host: &Namespace,
+    state: &FirewallState,
+    uplinks: &BTreeSet<String>,
+) -> Firewall {
+    let set = |key: &str| {
+        host.sysctls
+            .get(key)
+            .is_some_and(|value| value.as_deref() == Some("1"))
+    };
+    let router = set(HOST_IS_ROUTER);
+    // With the table lost and nobody to remember it, an earlier agent may have let a link forward.
+    let ours = |name: &String| match &state.guarded {
+        Some(guarded) => guarded.contains(name),
+        None => host.links.contains_key(HOST_VETH),
+    };
+    let forwards = |name: &String| set(&forwarding_of(name)) && !ours(name);
+    let local_tasks = desired.local_tasks.values();
+    Firewall {
+        egress: local_tasks
+            .filter(|task| task.egress)
+            .map(|task| task.address)
+            .collect(),
+        guarded: uplinks
+            .iter()
+            .filter(|name| !router && !forwards(name))
+            .cloned()
+            .collect(),
+    }
 }
 
 /// MTU of the link that has the data-path address.
@@ -308,6 +409,36 @@ impl Draft<'_> {
         }
     }
 
+    /// What the host reaches tasks by: its own address on the veth pair and a route. The MTU is the
+    /// overlay's, so that the host itself, which knows the sender behind its masquerade, says when
+    /// a packet from outside is too big.
+    fn host_route(&mut self) {
+        let Desired { local, network, .. } = self.desired;
+        let overlay_mtu = self.overlay_mtu();
+        let (Some(own), IpNet::V4(_)) = (host_address(local.ingress), network.subnet) else {
+            return;
+        };
+        let route = Route {
+            mtu: Some(overlay_mtu),
+            ..gateway(EGRESS_LOCAL, HOST_VETH)
+        };
+        let host = self.at(&Place::Host);
+        host.addresses
+            .insert((HOST_VETH.to_owned(), IpNet::from(own)));
+        host.routes.insert(network.subnet.trunc(), route);
+        // The other end answers no ARP request for it: it is nobody's address.
+        host.neighbours
+            .insert((HOST_VETH.to_owned(), EGRESS_LOCAL), Mac::of(EGRESS_LOCAL));
+    }
+
+    /// Answers from outside to our tasks come in by any uplink.
+    fn uplinks_forward(&mut self, uplinks: &BTreeSet<String>) {
+        let settings = uplinks
+            .iter()
+            .map(|name| (Place::Host, forwarding_of(name), "1".to_owned()));
+        self.wanted.sysctls.extend(settings);
+    }
+
     /// The ingress namespace but for what depends on tasks and peers.
     fn ingress(&mut self, node_addresses: &BTreeSet<IpAddr>) {
         let place = Place::Ingress;
@@ -367,7 +498,8 @@ impl Draft<'_> {
     }
 
     /// A task of this node: its namespace and its port in the ingress namespace.
-    fn task(&mut self, task: &TaskId, address: IpAddr) {
+    fn task(&mut self, task: &TaskId, local_task: &LocalTask) {
+        let address = local_task.address;
         let place = Place::Task(task.clone());
         let Desired { local, network, .. } = self.desired;
         let overlay_mtu = self.overlay_mtu();
@@ -415,6 +547,12 @@ impl Draft<'_> {
         for (node, peer) in &desired.peers {
             if *node != desired.local.id {
                 self.reach(peer.ingress, VXLAN, Some(peer.vtep));
+                // The peer's host, when a task here answers it.
+                if let Some(host) = host_address(peer.ingress) {
+                    let route = gateway(peer.ingress, BRIDGE);
+                    let ingress = self.at(&Place::Ingress);
+                    ingress.routes.insert(IpNet::from(host), route);
+                }
             }
         }
         for (id, task) in &desired.tasks {
@@ -487,6 +625,7 @@ fn connected(device: &str) -> Route {
     Route {
         via: None,
         device: device.to_owned(),
+        mtu: None,
     }
 }
 
@@ -494,6 +633,7 @@ fn gateway(via: IpAddr, device: &str) -> Route {
     Route {
         via: Some(via),
         device: device.to_owned(),
+        mtu: None,
     }
 }
 

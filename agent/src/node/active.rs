@@ -21,7 +21,7 @@ use crate::network::{NetworkConfig, NetworkError, Reconciler};
 use crate::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::session::{Assigned, Report, Session};
-use crate::worker::{NetworkFeed, TaskNetwork, Worker};
+use crate::worker::{NetworkFeed, TaskNetwork, Worker, local_task};
 
 /// How long everything has to end when the agent stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -339,12 +339,10 @@ struct TaskNetworkOf {
 #[async_trait]
 impl TaskNetwork for TaskNetworkOf {
     async fn prepare(&self, task: &Task) -> Result<PathBuf, String> {
-        let address = task
-            .ingress_address
-            .ok_or("the task has no address on the ingress network")?;
+        let local = local_task(task).ok_or("the task has no address on the ingress network")?;
         let netns_path = self
             .network
-            .prepare_task(&task.id, address.into())
+            .prepare_task(&task.id, local)
             .await
             .map_err(|error| crate::error_text(&error))?;
         let opened = self.names.open(&task.id, Asker::of(task)).await;

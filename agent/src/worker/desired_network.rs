@@ -1,20 +1,27 @@
 //! What the network has to look like, from what the manager said.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use swarm_model::{NodeId, TaskId};
+use swarm_model::{NodeId, Task, TaskId};
 
-use crate::network::{self, Backend, BackendState, Desired, IngressNetwork, LocalNode};
+use crate::network::{self, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask};
 use crate::session::{Assigned, Balanced};
+
+/// How a task of this node is connected. None while it has no address.
+pub(crate) fn local_task(task: &Task) -> Option<LocalTask> {
+    Some(LocalTask {
+        address: task.ingress_address?.into(),
+        egress: true,
+    })
+}
 
 /// The network of node `own`, with namespaces for `local_tasks`. None while this node has no place
 /// on the ingress network yet.
 pub(crate) fn desired_network(
     assigned: &Assigned,
     own: &NodeId,
-    local_tasks: &BTreeMap<TaskId, Ipv4Addr>,
+    local_tasks: BTreeMap<TaskId, LocalTask>,
 ) -> Option<Desired> {
     let ingress = assigned.ingress()?;
     let this = assigned.peers.get(own)?;
@@ -51,10 +58,7 @@ pub(crate) fn desired_network(
                 (id.clone(), task)
             })
             .collect(),
-        local_tasks: local_tasks
-            .iter()
-            .map(|(id, address)| (id.clone(), IpAddr::V4(*address)))
-            .collect(),
+        local_tasks,
         services: services(assigned, own),
     })
 }

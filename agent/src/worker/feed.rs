@@ -6,7 +6,7 @@ use std::sync::Arc;
 use swarm_model::{NodeId, NodeProblem, TaskId, TaskStatus};
 use tokio::sync::watch;
 
-use super::desired_network::desired_network;
+use super::desired_network::{desired_network, local_task};
 use crate::error_text;
 use crate::network::{Applied, Reconciler};
 use crate::session::Assigned;
@@ -58,11 +58,11 @@ impl NetworkFeed {
             let mut local = BTreeMap::new();
             for (id, task) in &assigned.tasks {
                 let ended = statuses.get(id).unwrap_or(&task.status).state.is_terminal();
-                if let (false, Some(address)) = (ended, task.ingress_address) {
-                    local.insert(id.clone(), address);
+                if let (false, Some(connected)) = (ended, local_task(task)) {
+                    local.insert(id.clone(), connected);
                 }
             }
-            let Some(desired) = desired_network(&assigned, &self.node_id, &local) else {
+            let Some(desired) = desired_network(&assigned, &self.node_id, local) else {
                 continue;
             };
             revision += 1;

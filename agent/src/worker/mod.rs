@@ -19,6 +19,7 @@ mod step;
 mod tests;
 mod work;
 
+pub(crate) use desired_network::local_task;
 pub(crate) use feed::NetworkFeed;
 pub(crate) use runner::TaskNetwork;
 pub(crate) use work::Worker;

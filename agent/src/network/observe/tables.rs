@@ -8,7 +8,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -78,10 +78,12 @@ pub(super) fn read_routes(
         let mut metric = 0;
         let mut device = None;
         let mut via = None;
+        let mut mtu = None;
         let mut to = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Priority(priority) => metric = *priority,
+                RouteAttribute::Metrics(metrics) => mtu = route_mtu(metrics),
                 RouteAttribute::Oif(index) => device = connection.name_of(*index),
                 RouteAttribute::Gateway(RouteAddress::Inet(address)) => {
                     via = Some(IpAddr::V4(*address));
@@ -103,10 +105,17 @@ pub(super) fn read_routes(
             default_link = Some((metric, device.clone()));
         }
         if metric == 0 {
-            namespace.routes.insert(to, Route { via, device });
+            namespace.routes.insert(to, Route { via, device, mtu });
         }
     }
     Ok(default_link.map(|(_, device)| device))
+}
+
+fn route_mtu(metrics: &[RouteMetric]) -> Option<u32> {
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
 }
 
 /// Fills in permanent neighbours.

@@ -10,12 +10,12 @@ use swarm_ipvs::ServiceKey;
 use swarm_model::{NodeId, PortConfig, Protocol, Scheduler, ServiceId, TaskId};
 
 use super::super::desired::{
-    Backend, BackendState, Desired, IngressNetwork, LocalNode, Peer, Service, Task,
+    Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Peer, Service, Task,
 };
 use super::super::listeners::Listener;
 use super::super::model::{
-    Device, IpvsTable, Link, LinkKind, Mac, MeshMaps, Namespace, Observed, Place, Program,
-    Published,
+    Device, FirewallState, IpvsTable, Link, LinkKind, Mac, MeshMaps, Namespace, Observed, Obstacle,
+    Place, Program, Published, Route,
 };
 use super::super::op::Op;
 use super::{Plan, plan, teardown};
@@ -61,13 +61,18 @@ fn host() -> Observed {
         namespace
             .addresses
             .insert((name.to_owned(), address.parse().unwrap()));
+        let forwarding = format!("ipv4/conf/{name}/forwarding");
+        namespace.sysctls.insert(forwarding, Some("0".to_owned()));
     }
+    let router = "ipv4/ip_forward".to_owned();
+    namespace.sysctls.insert(router, Some("0".to_owned()));
     Observed {
         namespaces: BTreeMap::from([(Place::Host, namespace)]),
         ipvs: Ok(IpvsTable::new()),
         mesh: Ok(MeshMaps::default()),
         default_uplink: Some("eth0".to_owned()),
         listeners: BTreeSet::new(),
+        firewall: Ok(FirewallState::default()),
     }
 }
 
@@ -112,7 +117,13 @@ fn desired(nodes: u8, tasks: &[u8], services: &[(u16, Vec<usize>, bool)]) -> Des
             .collect(),
         local_tasks: (0..tasks.len())
             .filter(|task| on(*task) == 1)
-            .map(|task| (task_id(task), address(task)))
+            .map(|task| {
+                let local = LocalTask {
+                    address: address(task),
+                    egress: task % 3 != 2,
+                };
+                (task_id(task), local)
+            })
             .collect(),
         services: services
             .iter()
@@ -167,6 +178,7 @@ fn a_bare_host_is_built_from_the_bottom_and_published_last() {
     let expected = "\
 create network namespace ingress
 create network namespace task-t000000000000000000000000
+make nf_tables table inet swarm: 1 addresses have egress, 2 links are guarded
 set net/ipv4/ip_forward to 1 in ingress
 set net/ipv4/conf/all/rp_filter to 0 in ingress
 set net/ipv4/conf/default/rp_filter to 0 in ingress
@@ -181,6 +193,8 @@ set net/ipv4/vs/conn_reuse_mode to 1 in ingress
 set net/ipv4/vs/sloppy_tcp to 1 in ingress
 set net/ipv4/vs/snat_reroute to 0 in ingress
 set net/ipv4/ip_early_demux to 0 in ingress
+set net/ipv4/conf/docker0/forwarding to 1 in host
+set net/ipv4/conf/eth0/forwarding to 1 in host
 create veth pair sw-e1h in host and e1 in ingress
 create bridge br0 in ingress
 create vxlan device vx0 with vni 4096 in ingress
@@ -201,12 +215,16 @@ set net/ipv4/conf/br0/rp_filter to 0 in ingress
 set net/ipv4/conf/br0/send_redirects to 0 in ingress
 set net/ipv4/conf/e1/rp_filter to 0 in ingress
 set net/ipv4/conf/sw-e1h/forwarding to 1 in host
+add address 169.254.0.1/32 to sw-e1h in host
 add address 10.255.0.1/16 to br0 in ingress
 add address 172.17.0.1/32 to lo in ingress
 add address 192.168.1.1/32 to lo in ingress
 add address 10.255.1.0/16 to eth0 in task-t000000000000000000000000
+set route to 10.255.0.0/16 by sw-e1h in host
+set route to 169.254.0.2/32 by br0 in ingress
 set route to 0.0.0.0/0 by e1 in ingress
 set route to 0.0.0.0/0 by eth0 in task-t000000000000000000000000
+set neighbour 169.254.255.2 at 02:42:a9:fe:ff:02 on sw-e1h in host
 set neighbour 10.255.0.2 at 02:42:0a:ff:00:02 on br0 in ingress
 set neighbour 10.255.1.0 at 02:42:0a:ff:01:00 on br0 in ingress
 set neighbour 10.255.1.1 at 02:42:0a:ff:01:01 on br0 in ingress
@@ -396,6 +414,131 @@ fn a_link_that_is_no_uplink_any_more_loses_the_program() {
     );
 }
 
+#[test]
+fn a_link_forwards_for_our_tasks_alone_unless_the_host_is_a_router() {
+    let desired = desired(1, &[1, 1, 1], &[]);
+    let guarded = |observed: &Observed| {
+        let table = observed.firewall.as_ref().unwrap().table.clone();
+        table.unwrap().guarded.into_iter().collect::<Vec<_>>()
+    };
+    let set = |observed: &mut Observed, key: &str, value: &str| {
+        let host = observed.namespaces.get_mut(&Place::Host).unwrap();
+        host.sysctls.insert(key.to_owned(), Some(value.to_owned()));
+    };
+    let forwarding = |observed: &Observed, name: &str| {
+        let host = &observed.namespaces[&Place::Host];
+        host.sysctls[&format!("ipv4/conf/{name}/forwarding")].clone()
+    };
+    // A link that somebody lets forward is not guarded.
+    let mut observed = host();
+    set(&mut observed, "ipv4/conf/docker0/forwarding", "1");
+    settle(&mut observed, &desired);
+    assert_eq!(guarded(&observed), ["eth0"]);
+    assert_eq!(forwarding(&observed, "eth0").as_deref(), Some("1"));
+
+    // The table flushed by hand: this process knows what it has guarded.
+    observed.firewall.as_mut().unwrap().table = None;
+    let ops = settle(&mut observed, &desired);
+    let expected = "make nf_tables table inet swarm: 2 addresses have egress, 1 links are guarded";
+    assert_eq!(texts(&ops), [expected]);
+
+    // The table flushed while no agent ran: rather too much is guarded.
+    let state = observed.firewall.as_mut().unwrap();
+    (state.table, state.guarded) = (None, None);
+    settle(&mut observed, &desired);
+    assert_eq!(guarded(&observed), ["docker0", "eth0"]);
+
+    // The host becomes a router.
+    set(&mut observed, "ipv4/ip_forward", "1");
+    settle(&mut observed, &desired);
+    assert_eq!(guarded(&observed), Vec::<String>::new());
+
+    // And is none any more: the kernel has closed all its links.
+    for key in [
+        "ipv4/ip_forward",
+        "ipv4/conf/eth0/forwarding",
+        "ipv4/conf/docker0/forwarding",
+    ] {
+        set(&mut observed, key, "0");
+    }
+    let ops = texts(&settle(&mut observed, &desired));
+    assert_eq!(guarded(&observed), ["docker0", "eth0"]);
+    let position = |text: &str| ops.iter().position(|op| op.starts_with(text));
+    let (guard, forward) = (
+        position("make nf_tables table").unwrap(),
+        position("set net/ipv4/conf/eth0/forwarding to 1").unwrap(),
+    );
+    assert!(guard < forward, "{ops:?}");
+
+    // A link that is no uplink any more is closed before its guard goes.
+    let host = observed.namespaces.get_mut(&Place::Host).unwrap();
+    host.addresses.retain(|(name, _)| name != "docker0");
+    let ops = texts(&settle(&mut observed, &desired));
+    assert_eq!(ops[0], "set net/ipv4/conf/docker0/forwarding to 0 in host");
+    assert!(ops[1].starts_with("make nf_tables table"), "{ops:?}");
+}
+
+#[test]
+fn a_subnet_that_the_host_has_elsewhere_is_left_alone_and_reported() {
+    let mut observed = host();
+    let route = Route {
+        via: None,
+        device: "docker0".to_owned(),
+        mtu: None,
+    };
+    let host = observed.namespaces.get_mut(&Place::Host).unwrap();
+    let subnet = "10.255.0.0/16".parse().unwrap();
+    host.routes.insert(subnet, route.clone());
+    let Plan { ops, problems } = plan(&observed, &desired(1, &[1], &[]));
+    let [Problem::SubnetTaken { device, .. }] = &problems[..] else {
+        panic!("{problems:?}")
+    };
+    assert_eq!(device, "docker0");
+    ops.iter().for_each(|op| observed.apply(op));
+    assert_eq!(observed.namespaces[&Place::Host].routes[&subnet], route);
+}
+
+#[test]
+fn a_firewall_that_drops_is_reported_with_the_remedy() {
+    let mut observed = host();
+    let obstacle = Obstacle {
+        table: "ip filter".to_owned(),
+        chain: "FORWARD".to_owned(),
+    };
+    observed.firewall.as_mut().unwrap().obstacles = vec![obstacle];
+    let problems = plan(&observed, &desired(1, &[], &[])).problems;
+    let [problem @ Problem::EgressBlocked(_)] = &problems[..] else {
+        panic!("{problems:?}")
+    };
+    let text = problem.to_string();
+    assert!(
+        text.contains("chain FORWARD of the host's nf_tables table ip filter"),
+        "{text}"
+    );
+    assert!(
+        text.contains("iptables -I DOCKER-USER -i sw-e1h -j ACCEPT"),
+        "{text}"
+    );
+
+    observed.firewall = Err("no such protocol".to_owned());
+    let Plan { ops, problems } = plan(&observed, &desired(1, &[1], &[]));
+    assert!(
+        matches!(problems[..], [Problem::NoFirewall { .. }]),
+        "{problems:?}"
+    );
+    let forwards = |op: &Op| op.to_string().contains("conf/eth0/forwarding");
+    assert!(!ops.iter().any(forwards), "unguarded: {ops:?}");
+}
+
+#[test]
+fn a_node_that_goes_takes_its_route_along() {
+    let mut observed = host();
+    settle(&mut observed, &desired(2, &[], &[]));
+    let ops = texts(&settle(&mut observed, &desired(1, &[], &[])));
+    let expected = "delete route to 169.254.0.2/32 by br0 in ingress".to_owned();
+    assert!(ops.contains(&expected), "{ops:?}");
+}
+
 #[derive(Clone, Debug)]
 enum Damage {
     DeleteLink(Index),
@@ -416,6 +559,7 @@ enum Damage {
     IpvsService(Index),
     Destination(Index),
     Config,
+    Firewall(bool),
 }
 
 fn damages() -> impl Strategy<Value = Damage> {
@@ -438,6 +582,7 @@ fn damages() -> impl Strategy<Value = Damage> {
         any::<Index>().prop_map(Damage::IpvsService),
         any::<Index>().prop_map(Damage::Destination),
         Just(Damage::Config),
+        any::<bool>().prop_map(Damage::Firewall),
     ]
 }
 
@@ -608,6 +753,13 @@ fn damage(observed: &mut Observed, damage: &Damage) {
             }
         }
         Damage::Config => observed.mesh.as_mut().unwrap().config = None,
+        Damage::Firewall(flushed) => {
+            let table = &mut observed.firewall.as_mut().unwrap().table;
+            match table {
+                Some(table) if !flushed => drop(table.egress.pop_first()),
+                table => *table = None,
+            }
+        }
     }
 }
 
@@ -895,7 +1047,7 @@ proptest! {
                 Op::Attach { program: Program::MeshUplink, .. }
                 | Op::Detach { program: Program::MeshUplink, .. } => {}
                 Op::SetSysctl { place: Place::Host, key, .. } => {
-                    prop_assert!(key.contains("/sw-e1h/"), "{}", op);
+                    prop_assert!(key.ends_with("/forwarding"), "{}", op);
                 }
                 op => {
                     let text = op.to_string();

@@ -104,8 +104,8 @@ fn read(lines: &mut BTreeSet<String>, place: &str, netns: &Netns, ours: impl Fn(
     }
     for route in json(netns, "ip -j -4 route show") {
         add(format!(
-            "route {} via {} dev {}",
-            route["dst"], route["gateway"], route["dev"]
+            "route {} via {} dev {} {}",
+            route["dst"], route["gateway"], route["dev"], route["metrics"]
         ));
     }
     for entry in json(netns, "ip -j -4 neigh show nud permanent") {
@@ -113,6 +113,23 @@ fn read(lines: &mut BTreeSet<String>, place: &str, netns: &Netns, ours: impl Fn(
             "neighbour {} {} {}",
             entry["dst"], entry["dev"], entry["lladdr"]
         ));
+    }
+    if place == "host" {
+        for (number, line) in try_command(netns, "nft list ruleset")
+            .iter()
+            .flat_map(|text| text.lines())
+            .enumerate()
+        {
+            add(format!("nft {number} {}", line.trim()));
+        }
+        for name in ["eth0", "sw-e1h"] {
+            let path = format!("/proc/sys/net/ipv4/conf/{name}/forwarding");
+            let value = netns.run(|| std::fs::read_to_string(path)).unwrap();
+            add(format!(
+                "{name} forwarding {}",
+                value.unwrap_or_default().trim()
+            ));
+        }
     }
     if place == "ingress" {
         for entry in json(netns, "bridge -j fdb show") {

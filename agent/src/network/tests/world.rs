@@ -14,17 +14,17 @@ use swarm_model::{NodeId, PortConfig, ServiceId, TaskId};
 use tempfile::TempDir;
 
 use crate::network::desired::{
-    Backend, BackendState, Desired, IngressNetwork, LocalNode, Peer, Service, Task,
+    Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Peer, Service, Task,
 };
 use crate::network::netns::{Netns, NetnsDir};
 use crate::network::reconcile::{NetworkConfig, Reconciler};
 
 /// How long anything may take that should be there within two intervals between passes: as long as
 /// an emulated machine needs for it that has other things to do.
-pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+pub(in crate::network) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Where these tests can run; nothing where not, after saying so.
-pub(super) fn as_root() -> Option<()> {
+pub(in crate::network) fn as_root() -> Option<()> {
     if nix::unistd::Uid::effective().is_root() {
         return Some(());
     }
@@ -45,23 +45,31 @@ fn id<T: std::str::FromStr>(kind: char, number: u8) -> T {
     text.parse().unwrap_or_else(|_| panic!("{text} is an id"))
 }
 
-pub(super) fn task_id(number: u8) -> TaskId {
+pub(in crate::network) fn task_id(number: u8) -> TaskId {
     id('t', number)
 }
 
 /// The address of a task made by [`task_id`].
-pub(super) fn address_of(task: &TaskId) -> IpAddr {
+pub(in crate::network) fn address_of(task: &TaskId) -> IpAddr {
     let number: u8 = task.as_str()[1..4].parse().unwrap();
     IpAddr::from([10, 255, 1, number])
 }
 
+/// How a task made by [`task_id`] is connected.
+pub(in crate::network) fn local(task: &TaskId) -> LocalTask {
+    LocalTask {
+        address: address_of(task),
+        egress: true,
+    }
+}
+
 /// Runs a program inside a namespace and returns what it printed.
-pub(super) fn command(netns: &Netns, line: &str) -> String {
+pub(in crate::network) fn command(netns: &Netns, line: &str) -> String {
     try_command(netns, line).unwrap_or_else(|| panic!("{line} did not succeed"))
 }
 
 /// The same; nothing where it fails or does not exist.
-pub(super) fn try_command(netns: &Netns, line: &str) -> Option<String> {
+pub(in crate::network) fn try_command(netns: &Netns, line: &str) -> Option<String> {
     let mut words = line.split_whitespace();
     let mut command = Command::new(words.next().unwrap());
     command.args(words);
@@ -74,7 +82,7 @@ pub(super) fn try_command(netns: &Netns, line: &str) -> Option<String> {
 }
 
 /// Whether a condition comes true within a time.
-pub(super) fn within(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub(in crate::network) fn within(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + time;
     loop {
         if condition() {
@@ -87,32 +95,32 @@ pub(super) fn within(time: Duration, mut condition: impl FnMut() -> bool) -> boo
     }
 }
 
-pub(super) fn listen(netns: &Netns, port: u16) -> TcpListener {
+pub(in crate::network) fn listen(netns: &Netns, port: u16) -> TcpListener {
     netns
         .run(|| TcpListener::bind(("0.0.0.0", port)))
         .unwrap()
         .unwrap()
 }
 
-pub(super) fn connect(netns: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
+pub(in crate::network) fn connect(netns: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
     netns
         .run(|| TcpStream::connect_timeout(&to, DEADLINE))
         .unwrap()
 }
 
 /// One node.
-pub(super) struct Node {
-    pub(super) host: Netns,
-    pub(super) config: NetworkConfig,
+pub(in crate::network) struct Node {
+    pub(in crate::network) host: Netns,
+    pub(in crate::network) config: NetworkConfig,
     reconciler: Option<Reconciler>,
 }
 
 impl Node {
-    pub(super) fn reconciler(&self) -> &Reconciler {
+    pub(in crate::network) fn reconciler(&self) -> &Reconciler {
         self.reconciler.as_ref().expect("started")
     }
 
-    pub(super) fn netns_path(&self, name: &str) -> PathBuf {
+    pub(in crate::network) fn netns_path(&self, name: &str) -> PathBuf {
         self.config.run_dir.join("netns").join(name)
     }
 
@@ -122,15 +130,15 @@ impl Node {
             .unwrap()
     }
 
-    pub(super) fn try_ingress(&self) -> Option<Netns> {
+    pub(in crate::network) fn try_ingress(&self) -> Option<Netns> {
         self.netns("ingress")
     }
 
-    pub(super) fn ingress(&self) -> Netns {
+    pub(in crate::network) fn ingress(&self) -> Netns {
         self.try_ingress().expect("an ingress namespace")
     }
 
-    pub(super) fn task(&self, task: &TaskId) -> Netns {
+    pub(in crate::network) fn task(&self, task: &TaskId) -> Netns {
         self.netns(&format!("task-{task}"))
             .expect("a namespace of the task")
     }
@@ -142,9 +150,9 @@ impl Node {
 }
 
 /// Nodes 1 to n at 192.0.2.n, and a client at 192.0.2.100, on one wire.
-pub(super) struct World {
+pub(in crate::network) struct World {
     nodes: Vec<Node>,
-    pub(super) client: Netns,
+    pub(in crate::network) client: Netns,
     generation: AtomicU64,
     _wire: Netns,
     bpffs: PathBuf,
@@ -153,14 +161,14 @@ pub(super) struct World {
 
 impl World {
     /// Nodes whose networks are looked after.
-    pub(super) fn new(nodes: u8) -> Self {
+    pub(in crate::network) fn new(nodes: u8) -> Self {
         let mut world = Self::bare(nodes);
         world.nodes.iter_mut().for_each(Node::start);
         world
     }
 
     /// Nodes that are left alone.
-    pub(super) fn bare(nodes: u8) -> Self {
+    pub(in crate::network) fn bare(nodes: u8) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let bpffs = dir.path().join("bpf");
         std::fs::create_dir(&bpffs).unwrap();
@@ -209,12 +217,12 @@ impl World {
         }
     }
 
-    pub(super) fn node(&self, number: usize) -> &Node {
+    pub(in crate::network) fn node(&self, number: usize) -> &Node {
         &self.nodes[number - 1]
     }
 
     /// Ends a node's reconciler, and waits until it has ended.
-    pub(super) fn stop(&mut self, number: usize) {
+    pub(in crate::network) fn stop(&mut self, number: usize) {
         let reconciler = self.nodes[number - 1].reconciler.take().expect("started");
         let applied = reconciler.applied();
         drop(reconciler);
@@ -223,12 +231,12 @@ impl World {
     }
 
     /// Starts another.
-    pub(super) fn start(&mut self, number: usize) {
+    pub(in crate::network) fn start(&mut self, number: usize) {
         self.nodes[number - 1].start();
     }
 
     /// What `node` is told of tasks (number, node) and services (port, task numbers).
-    pub(super) fn desired(
+    pub(in crate::network) fn desired(
         &self,
         node: u8,
         tasks: &[(u8, u8)],
@@ -276,7 +284,7 @@ impl World {
             local_tasks: tasks
                 .iter()
                 .filter(|(_, on)| *on == node)
-                .map(|(task, _)| (task_id(*task), address_of(&task_id(*task))))
+                .map(|(task, _)| (task_id(*task), local(&task_id(*task))))
                 .collect(),
             services: (1..)
                 .zip(services)
@@ -303,7 +311,7 @@ impl World {
     }
 
     /// Tells every node and waits until every kernel is so.
-    pub(super) async fn place(&self, tasks: &[(u8, u8)], services: &[(u16, &[u8])]) {
+    pub(in crate::network) async fn place(&self, tasks: &[(u8, u8)], services: &[(u16, &[u8])]) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         for (number, node) in (1..).zip(&self.nodes) {
             let desired = Arc::new(self.desired(number, tasks, services));
@@ -322,7 +330,7 @@ impl World {
     }
 
     /// Whether the kernel balances; false after saying so.
-    pub(super) fn has_ipvs(&self) -> bool {
+    pub(in crate::network) fn has_ipvs(&self) -> bool {
         let problems = self.nodes[0]
             .reconciler()
             .applied()
@@ -339,7 +347,7 @@ impl World {
 }
 
 /// Moves a link to another namespace that has no name.
-fn hand_over(from: &Netns, name: &str, to: &Netns) {
+pub(in crate::network) fn hand_over(from: &Netns, name: &str, to: &Netns) {
     use std::os::fd::{AsFd as _, AsRawFd as _};
     let path = format!("/proc/{}/fd/{}", std::process::id(), to.as_fd().as_raw_fd());
     command(from, &format!("ip link set {name} netns {path}"));
