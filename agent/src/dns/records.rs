@@ -19,7 +19,7 @@ const STABLE_TTL_SECONDS: u32 = 5;
 const TASKS_TTL_SECONDS: u32 = 1;
 
 /// Everything this node can name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Records {
     /// User networks with a task on this node.
     pub(super) zones: BTreeMap<NetworkId, Arc<Zone>>,

@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{QUERY_BYTES_MAX, Transport, Verdict, answer};
-use super::records::{Asker, Records};
+use super::records::Asker;
+use super::server::Published;
 use super::socket::Sockets;
 use super::upstream::{Upstream, write_message};
 
@@ -44,23 +45,23 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(super) struct Answers {
     /// What has a name.
-    pub(super) records: watch::Receiver<Arc<Records>>,
+    published: watch::Receiver<Published>,
     /// The task.
-    pub(super) asker: watch::Receiver<Asker>,
+    asker: watch::Receiver<Asker>,
     /// Who knows the rest.
-    pub(super) upstream: Arc<Upstream>,
+    upstream: Arc<Upstream>,
     /// Permits to ask there.
     in_flight: Arc<Semaphore>,
 }
 
 impl Answers {
     pub(super) fn new(
-        records: watch::Receiver<Arc<Records>>,
+        published: watch::Receiver<Published>,
         asker: watch::Receiver<Asker>,
         upstream: Arc<Upstream>,
     ) -> Self {
         Self {
-            records,
+            published,
             asker,
             upstream,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
@@ -68,7 +69,7 @@ impl Answers {
     }
 
     fn verdict(&self, query: &[u8], transport: Transport) -> Verdict {
-        let records = self.records.borrow().clone();
+        let records = self.published.borrow().records.clone();
         let asker = self.asker.borrow();
         answer(query, transport, &asker, &records, rand::random())
     }

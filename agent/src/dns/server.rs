@@ -42,10 +42,24 @@ pub(crate) struct NameServers {
 struct Shared {
     config: NameServerConfig,
     upstream: Arc<Upstream>,
-    records: watch::Sender<Arc<Records>>,
+    /// What the answers are from, and what that was made of.
+    published: watch::Sender<Published>,
     tasks: Mutex<BTreeMap<TaskId, State>>,
     stop: CancellationToken,
     tracker: TaskTracker,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Published {
+    assigned: Arc<Assigned>,
+    pub(super) records: Arc<Records>,
+}
+
+/// Whether `one` was said after `other`.
+fn follows(one: &Arc<Assigned>, other: &Arc<Assigned>) -> bool {
+    let time = |assigned: &Assigned| (assigned.session, assigned.generation);
+    !Arc::ptr_eq(one, other) && time(one) >= time(other)
 }
 
 /// How the server of a task is.
@@ -83,7 +97,7 @@ impl NameServers {
             shared: Arc::new(Shared {
                 config,
                 upstream,
-                records: watch::Sender::default(),
+                published: watch::Sender::default(),
                 tasks: Mutex::default(),
                 stop,
                 tracker,
@@ -94,7 +108,6 @@ impl NameServers {
     /// Answers from what `assigned` says, as it changes, and takes over the tasks that run already.
     /// For as long as the node is in the swarm.
     pub(crate) async fn follow(self, mut assigned: watch::Receiver<Arc<Assigned>>) {
-        let mut before = Arc::new(Assigned::default());
         let mut interval = tokio::time::interval(ADOPT_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         assigned.mark_changed();
@@ -105,26 +118,42 @@ impl NameServers {
                         return;
                     }
                     let now = assigned.borrow_and_update().clone();
-                    self.publish(&before, &now);
-                    before = now;
+                    self.publish(&now);
                 }
                 _ = interval.tick() => {}
             }
-            self.adopt(&before).await;
+            let assigned = self.shared.published.borrow().assigned.clone();
+            self.adopt(&assigned).await;
         }
     }
 
-    /// From now on the answers are what `now` says; they were what `before` said.
-    fn publish(&self, before: &Assigned, now: &Assigned) {
-        let records = self.shared.records.borrow().clone();
-        let records = Records::after(&records, before, now);
-        self.shared.records.send_replace(Arc::new(records));
+    /// From now on the answers are what `now` says, or something later. Repeatable.
+    pub(crate) fn publish(&self, now: &Arc<Assigned>) {
+        let before = self.shared.published.borrow().clone();
+        if !follows(now, &before.assigned) {
+            return;
+        }
+        // Outside the lock, which queries take: this takes milliseconds for thousands of tasks.
+        let records = Records::after(&before.records, &before.assigned, now);
+        let records = Arc::new(records);
+        self.shared.published.send_if_modified(|published| {
+            let later = follows(now, &published.assigned);
+            if later {
+                *published = Published {
+                    assigned: now.clone(),
+                    records,
+                };
+            }
+            later
+        });
     }
 
     /// From now on the answers are from `records`.
     #[cfg(test)]
     pub(super) fn answer_from(&self, records: Records) {
-        self.shared.records.send_replace(Arc::new(records));
+        self.shared
+            .published
+            .send_modify(|published| published.records = Arc::new(records));
     }
 
     /// Opens the servers of tasks that have a namespace and were neither opened nor closed by this
@@ -186,7 +215,7 @@ impl NameServers {
         let asker = watch::Sender::new(asker);
         let stop = self.shared.stop.child_token();
         let answers = Answers::new(
-            self.shared.records.subscribe(),
+            self.shared.published.subscribe(),
             asker.subscribe(),
             self.shared.upstream.clone(),
         );

@@ -97,6 +97,7 @@ impl Active {
         let feed = NetworkFeed {
             node_id: membership.node_id.clone(),
             network: network.clone(),
+            names: names.clone(),
             assigned: assigned.subscribe(),
             statuses: statuses.subscribe(),
             applied: applied.clone(),

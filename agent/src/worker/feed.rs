@@ -7,6 +7,7 @@ use swarm_model::{NodeId, NodeProblem, TaskId, TaskStatus};
 use tokio::sync::watch;
 
 use super::desired_network::{desired_network, local_task};
+use crate::dns::NameServers;
 use crate::error_text;
 use crate::network::{Applied, Reconciler};
 use crate::session::Assigned;
@@ -17,6 +18,8 @@ pub(crate) struct NetworkFeed {
     pub(crate) node_id: NodeId,
     /// Who builds it.
     pub(crate) network: Arc<Reconciler>,
+    /// Who answers for names.
+    pub(crate) names: NameServers,
     /// What the manager wants.
     pub(crate) assigned: watch::Receiver<Arc<Assigned>>,
     /// How the node's tasks are.
@@ -54,6 +57,8 @@ impl NetworkFeed {
                 }
             }
             let assigned = self.assigned.borrow_and_update().clone();
+            // First: whoever is told that this is applied relies on nobody being told old addresses.
+            self.names.publish(&assigned);
             let statuses = self.statuses.borrow_and_update().clone();
             let mut local = BTreeMap::new();
             for (id, task) in &assigned.tasks {

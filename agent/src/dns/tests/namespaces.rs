@@ -1,7 +1,7 @@
 //! Whole name servers, asked by the C library from inside a task's namespace.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -323,13 +323,23 @@ async fn a_flood_holds_nobody_up() {
         for length in (0..20_000).map(|number| number % (query.len() + 1)) {
             let _ = socket.send_to(&query[..length], "127.0.0.11:53");
         }
-        // Connections that say nothing, more than are served.
-        let connect = |_| std::net::TcpStream::connect("127.0.0.11:53").unwrap();
+        // Connections that say nothing, eight more than are served.
+        let connect = |_| {
+            let stream = TcpStream::connect("127.0.0.11:53").unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        };
         (0..40).map(connect).collect::<Vec<_>>()
     };
     let idle = host.netns.run(flooded).unwrap();
     let found = host.getent("attempts:3", "ahostsv4", "web").await;
     assert_eq!(found, set(&["10.1.0.2"]));
-    drop(idle);
+    let closed = |stream: &&TcpStream| matches!(stream.peek(&mut [0]), Ok(0));
+    let refused = tokio::time::timeout(Duration::from_secs(5), async {
+        while idle.iter().filter(closed).count() != 8 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    refused.await.expect("those that are too many are closed");
     host.end().await;
 }
