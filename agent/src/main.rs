@@ -55,6 +55,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // While there is one thread.
+    drop(dns::SocketStore::of_process());
     tracing_subscriber::fmt()
         .with_env_filter(
             EnvFilter::try_from_env("SWARM_LOG").unwrap_or_else(|_| EnvFilter::new("info")),

@@ -9,7 +9,8 @@
 //!   or into a [`forward`]ed query; [`resolv_conf`] reads the host's file and writes a container's.
 //!   All of that is pure.
 //! * [`socket`] opens the sockets inside a namespace, [`serve`] answers what comes in at them,
-//!   [`upstream`] asks the host's servers from the host's namespace, [`server`] keeps all that.
+//!   [`upstream`] asks the host's servers from the host's namespace, [`server`] keeps all that, and
+//!   [`kept`] has the sockets outlive the agent.
 //!
 //! Invariants:
 //! * Answers come from what the manager said last, also after a restart of the agent and without
@@ -24,6 +25,7 @@
 mod answer;
 mod assigned;
 mod forward;
+mod kept;
 mod records;
 mod resolv_conf;
 mod serve;
@@ -35,6 +37,7 @@ mod upstream;
 
 use std::net::Ipv4Addr;
 
+pub(crate) use kept::SocketStore;
 pub(crate) use records::Asker;
 pub(crate) use resolv_conf::resolv_conf_for_container;
 pub(crate) use server::{NameServerConfig, NameServers};

@@ -12,6 +12,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::kept::SocketStore;
 use super::records::{Asker, Records};
 use super::serve::{Answers, serve};
 use super::socket::{OpenError, Sockets};
@@ -30,6 +31,8 @@ pub(crate) struct NameServerConfig {
     pub(crate) run_dir: PathBuf,
     /// The file that names the servers to forward to.
     pub(crate) resolv_conf: PathBuf,
+    /// Who keeps sockets between two agents.
+    pub(crate) sockets: Arc<SocketStore>,
 }
 
 /// The name servers of this node's tasks. Clones are the same.
@@ -159,6 +162,14 @@ impl NameServers {
     /// Opens the servers of tasks that have a namespace and were neither opened nor closed by this
     /// agent: those that an earlier one started. Also those that failed.
     async fn adopt(&self, assigned: &Assigned) {
+        // What was kept on disk may not list a task that runs: only a manager's own word counts.
+        if assigned.session > 0 {
+            let mut left = self.shared.config.sockets.left();
+            left.retain(|task| !assigned.tasks.contains_key(task));
+            if !left.is_empty() {
+                self.forget(left).await;
+            }
+        }
         let tasks: Vec<&Task> = {
             let mut known = self.shared.tasks.lock().await;
             known.retain(|id, state| match state {
@@ -190,17 +201,21 @@ impl NameServers {
     /// Opens the server of a task in its network namespace. Repeatable; then `asker` counts.
     pub(crate) async fn open(&self, task: &TaskId, asker: Asker) -> Result<(), OpenError> {
         let mut tasks = self.shared.tasks.lock().await;
-        let (run_dir, id) = (self.shared.config.run_dir.clone(), task.clone());
+        let (config, id) = (self.shared.config.clone(), task.clone());
         let running = match tasks.get(task) {
             Some(State::Open(open)) if open.runs() => Some(open.netns.clone()),
             _ => None,
         };
         let opened = tokio::task::spawn_blocking(move || {
-            let netns = task_netns(&run_dir, &id)?.ok_or(OpenError::NoNetns)?;
+            let netns = task_netns(&config.run_dir, &id)?.ok_or(OpenError::NoNetns)?;
             if running.as_ref() == Some(&netns) {
                 return Ok(None);
             }
-            let sockets = Sockets::open(&netns)?;
+            let sockets = match config.sockets.take(&id) {
+                Some(kept) => kept,
+                None => Sockets::open(&netns)?,
+            };
+            config.sockets.keep(&id, &sockets);
             Ok::<_, OpenError>(Some((netns, sockets)))
         });
         let opened = opened
@@ -248,5 +263,25 @@ impl NameServers {
             // It ends when it is told to; a panic in it was logged.
             let _ = open.serving.await;
         }
+        self.forget(vec![task.clone()]).await;
+    }
+
+    /// Closes all of them.
+    pub(crate) async fn close_all(&self) {
+        let tasks: Vec<TaskId> = {
+            let tasks = self.shared.tasks.lock().await;
+            tasks.keys().cloned().collect()
+        };
+        for task in tasks {
+            self.close(&task).await;
+        }
+        self.forget(self.shared.config.sockets.left()).await;
+    }
+
+    async fn forget(&self, tasks: Vec<TaskId>) {
+        let store = self.shared.config.sockets.clone();
+        let work = move || tasks.iter().for_each(|task| store.forget(task));
+        // It does not panic, and nobody cancels it.
+        let _ = tokio::task::spawn_blocking(work).await;
     }
 }

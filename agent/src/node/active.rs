@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::control_process::{ControlProcess, Running};
 use crate::config::Config;
-use crate::dns::{Asker, HOST_RESOLV_CONF, NameServerConfig, NameServers};
+use crate::dns::{Asker, HOST_RESOLV_CONF, NameServerConfig, NameServers, SocketStore};
 use crate::identity::{Connector, Credentials, Membership, StateStore, TlsError};
 use crate::network::{NetworkConfig, NetworkError, Reconciler};
 use crate::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
@@ -43,6 +43,7 @@ pub(super) struct Active {
     report: watch::Receiver<Report>,
     problems: watch::Receiver<Vec<NodeProblem>>,
     network: Arc<Reconciler>,
+    names: NameServers,
     runtime: Arc<dyn Runtime>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -67,6 +68,7 @@ impl Active {
             NameServerConfig {
                 run_dir: config.run_dir.clone(),
                 resolv_conf: PathBuf::from(HOST_RESOLV_CONF),
+                sockets: SocketStore::of_process(),
             },
             stop.clone(),
             tasks.clone(),
@@ -143,6 +145,7 @@ impl Active {
             report: report.subscribe(),
             problems: problems.subscribe(),
             network,
+            names,
             runtime,
             stop,
             tasks,
@@ -204,7 +207,9 @@ impl Active {
     /// named in the log.
     pub(super) async fn leave(self) {
         let (runtime, network) = (self.runtime.clone(), self.network.clone());
+        let names = self.names.clone();
         self.stop().await;
+        names.close_all().await;
         match runtime.list().await {
             Ok(containers) => {
                 for container in containers {

@@ -1,7 +1,10 @@
 //! Whole name servers, asked by the C library from inside a task's namespace.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +12,8 @@ use std::time::Duration;
 use hickory_proto::op::Message;
 use hickory_proto::rr::{RData, Record};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn, bind,
+    listen, recvmsg, setsockopt, socket, sockopt,
 };
 use swarm_model::{
     DesiredState, Meta, NetworkId, ServiceId, Task, TaskId, TaskSpec, TaskStatus, Timestamp,
@@ -20,10 +23,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::super::kept::SocketStore;
 use super::super::records::Asker;
 use super::super::resolv_conf::resolv_conf_for_container;
 use super::super::server::{NameServerConfig, NameServers};
-use super::super::socket::OpenError;
+use super::super::socket::{OpenError, Sockets};
 use super::{on, world};
 use crate::network::{Netns, NetnsDir};
 use crate::session::Assigned;
@@ -74,11 +78,16 @@ impl Host {
 
     /// Name servers that forward to `upstream`.
     fn names(&self, upstream: Ipv4Addr) -> NameServers {
+        self.names_with(upstream, SocketStore::default())
+    }
+
+    fn names_with(&self, upstream: Ipv4Addr, sockets: SocketStore) -> NameServers {
         let resolv_conf = self.dir.path().join("resolv.conf");
         std::fs::write(&resolv_conf, format!("nameserver {upstream}\n")).unwrap();
         let config = NameServerConfig {
             run_dir: self.dir.path().to_owned(),
             resolv_conf,
+            sockets: Arc::new(sockets),
         };
         NameServers::new(config, self.stop.clone(), self.tracker.clone())
     }
@@ -131,14 +140,14 @@ fn set(texts: &[&str]) -> BTreeSet<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_c_library_finds_the_swarms_names_over_udp_and_tcp() {
     let Some(host) = Host::new() else { return };
-    let names = host.names(Ipv4Addr::new(127, 53, 0, 1));
+    let names = host.names(Ipv4Addr::LOCALHOST);
     let world = world();
     names.answer_from(world.records);
     let asker = on(&[&world.back]);
     names.open(&host.task, asker.clone()).await.unwrap();
     // Repeatable.
     names.open(&host.task, asker).await.unwrap();
-    for options in ["attempts:1", "use-vc", "edns0"] {
+    for options in ["attempts:3", "use-vc", "edns0"] {
         for (database, key, expected) in [
             ("ahostsv4", "web", set(&["10.1.0.2"])),
             ("ahostsv4", "WeB.back", set(&["10.1.0.2"])),
@@ -170,8 +179,15 @@ async fn the_c_library_finds_the_swarms_names_over_udp_and_tcp() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_names_are_asked_for_outside_and_not_for_internal_networks() {
     let Some(host) = Host::new() else { return };
-    let upstream = Ipv4Addr::new(127, 53, 0, 2);
-    let socket = UdpSocket::bind((upstream, 53)).unwrap();
+    // Others run this test, too.
+    let (upstream, socket) = std::iter::repeat_with(|| {
+        let address = Ipv4Addr::from_bits(127 << 24 | 53 << 16 | u32::from(rand::random::<u16>()));
+        Some((address, UdpSocket::bind((address, 53)).ok()?))
+    })
+    .take(100)
+    .flatten()
+    .next()
+    .unwrap();
     std::thread::spawn(move || {
         let mut buffer = [0; 2048];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -189,7 +205,7 @@ async fn other_names_are_asked_for_outside_and_not_for_internal_networks() {
     let world = world();
     names.answer_from(world.records);
     names.open(&host.task, on(&[&world.back])).await.unwrap();
-    for options in ["attempts:1", "use-vc"] {
+    for options in ["attempts:3", "use-vc"] {
         let found = host.getent(options, "ahostsv4", "www.example.test").await;
         assert_eq!(found, set(&["192.0.2.80"]), "{options}");
     }
@@ -255,7 +271,7 @@ async fn the_next_agent_answers_from_what_was_said_last() {
     said.networks.insert(network.id.clone(), network);
     let said = watch::Sender::new(Arc::new(said));
 
-    let silent = Ipv4Addr::new(127, 53, 0, 3);
+    let silent = Ipv4Addr::LOCALHOST;
     for _ in 0..2 {
         // Each time another agent: nobody opens the server, nobody says anything new.
         let names = host.names(silent);
@@ -281,9 +297,77 @@ async fn the_next_agent_answers_from_what_was_said_last() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queries_wait_in_kept_sockets_for_the_next_agent() {
+    let Some(host) = Host::new() else { return };
+    let world = world();
+    for options in ["attempts:1 timeout:20", "attempts:1 timeout:20 use-vc"] {
+        // All that there is between two agents.
+        let sockets = Sockets::open(&host.netns).unwrap();
+        let names = host.names_with(
+            Ipv4Addr::LOCALHOST,
+            SocketStore::with(None, [(host.task.clone(), sockets)].into()),
+        );
+        names.answer_from(world.records.clone());
+        let (found, ()) = tokio::join!(host.getent(options, "ahostsv4", "web"), async {
+            let waits = || {
+                host.inside("ss", &["-Hntu", "dst", "127.0.0.11:53"])
+                    .1
+                    .contains("53")
+            };
+            let waiting = tokio::time::timeout(Duration::from_secs(20), async {
+                while !waits() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+            waiting.await.expect("the query is sent");
+            names.open(&host.task, on(&[&world.back])).await.unwrap();
+        });
+        assert_eq!(found, set(&["10.1.0.2"]), "{options}");
+        names.close(&host.task).await;
+    }
+    host.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sockets_are_given_to_the_service_manager_and_taken_back() {
+    let Some(host) = Host::new() else { return };
+    let path = host.dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    let said = || {
+        let mut text = [0; 512];
+        let mut buffer = [IoSliceMut::new(&mut text)];
+        let mut control = nix::cmsg_space!([std::os::fd::RawFd; 4]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message =
+            recvmsg::<()>(manager.as_raw_fd(), &mut buffer, Some(&mut control), flags).unwrap();
+        let sockets = message.cmsgs().unwrap().map(|message| match message {
+            ControlMessageOwned::ScmRights(sockets) => sockets.len(),
+            other => panic!("{other:?}"),
+        });
+        let (sockets, length) = (sockets.sum::<usize>(), message.bytes);
+        (String::from_utf8(text[..length].to_vec()).unwrap(), sockets)
+    };
+    let notify = SocketAddr::from_pathname(&path).unwrap();
+    let names = host.names_with(
+        Ipv4Addr::LOCALHOST,
+        SocketStore::with(Some(notify), BTreeMap::new()),
+    );
+    names.open(&host.task, Asker::default()).await.unwrap();
+    let kept = format!("FDSTORE=1\nFDPOLL=0\nFDNAME=dns-{}", host.task);
+    assert_eq!(said(), (kept, 2));
+    names.close(&host.task).await;
+    let forgotten = format!("FDSTOREREMOVE=1\nFDNAME=dns-{}", host.task);
+    assert_eq!(said(), (forgotten, 0));
+    host.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_server_in_a_task_shares_the_port() {
     let Some(host) = Host::new() else { return };
-    let names = host.names(Ipv4Addr::new(127, 53, 0, 4));
+    let names = host.names(Ipv4Addr::LOCALHOST);
     let world = world();
     names.answer_from(world.records);
     names.open(&host.task, on(&[&world.back])).await.unwrap();
@@ -293,7 +377,7 @@ async fn a_name_server_in_a_task_shares_the_port() {
             setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
             setsockopt(&socket, sockopt::ReusePort, &true).unwrap();
             let address = SockaddrIn::new(0, 0, 0, 0, 53);
-            bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &address).unwrap();
+            bind(socket.as_raw_fd(), &address).unwrap();
             if kind == SockType::Stream {
                 listen(&socket, Backlog::new(1).unwrap()).unwrap();
             }
@@ -301,7 +385,7 @@ async fn a_name_server_in_a_task_shares_the_port() {
         })
     };
     let others = host.netns.run(everywhere).unwrap();
-    for options in ["attempts:1", "use-vc"] {
+    for options in ["attempts:3", "use-vc"] {
         let found = host.getent(options, "ahostsv4", "web").await;
         assert_eq!(found, set(&["10.1.0.2"]), "{options}");
     }
@@ -312,7 +396,7 @@ async fn a_name_server_in_a_task_shares_the_port() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_holds_nobody_up() {
     let Some(host) = Host::new() else { return };
-    let names = host.names(Ipv4Addr::new(127, 53, 0, 5));
+    let names = host.names(Ipv4Addr::LOCALHOST);
     let world = world();
     names.answer_from(world.records);
     names.open(&host.task, on(&[&world.back])).await.unwrap();
