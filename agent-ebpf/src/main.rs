@@ -1,10 +1,11 @@
-//! The routing mesh's tc programs, one per file.
+//! The data plane's programs, one or one family per file: the routing mesh's at tc hooks, and those
+//! at socket hooks of the cgroup root (`sock_*`), which [`socket`] says more about.
 //!
-//! They are attached with clsact in direct-action mode. A packet that is none of their business
+//! The mesh's are attached with clsact in direct-action mode. A packet that is none of their business
 //! leaves with `TC_ACT_UNSPEC`: the next filter on the interface, then the stack, gets it
 //! untouched. IPv4 TCP, UDP and SCTP on Ethernet; kernels from 6.1.
 //!
-//! Deliberately absent: balancing (IPVS does it), address or port rewriting, conntrack, IPv6,
+//! Deliberately absent: balancing of packets (IPVS does it), address or port rewriting, conntrack, IPv6,
 //! ICMP errors, and state for fragments.
 #![no_std]
 #![no_main]
@@ -15,6 +16,12 @@ mod flow_return;
 mod mesh_out;
 mod mesh_uplink;
 mod packet;
+mod sock_connect;
+mod sock_getpeername;
+mod sock_recvmsg;
+mod sock_sendmsg;
+mod socket;
+mod socket_context;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 

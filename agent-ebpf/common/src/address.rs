@@ -30,6 +30,46 @@ impl Address {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
     }
 
+    /// 127.0.0.1.
+    pub const LOOPBACK_V4: Self = Self::from_ipv4_word(0x7f00_0001_u32.to_be());
+
+    /// `::1`.
+    pub const LOOPBACK_V6: Self = Self::from_words([0, 0, 0, 1_u32.to_be()]);
+
+    /// 0.0.0.0.
+    pub const UNSPECIFIED_V4: Self = Self::from_ipv4_word(0);
+
+    /// `::`.
+    pub const UNSPECIFIED_V6: Self = Self::from_words([0; 4]);
+
+    /// An IPv6 or v4-mapped address given as the words read from a packet, unswapped.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
+    /// The words as they lie in a packet.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        self.words
+    }
+
+    /// The word of an IPv4 address, unswapped; nothing when this is none.
+    #[inline(always)]
+    pub const fn ipv4_word(self) -> Option<u32> {
+        if self.is_ipv4() {
+            Some(self.words[3])
+        } else {
+            None
+        }
+    }
+
+    /// Whether it is 127.0.0.1 or `::1`.
+    #[inline(always)]
+    pub fn is_loopback(self) -> bool {
+        self == Self::LOOPBACK_V4 || self == Self::LOOPBACK_V6
+    }
+
     /// The address in ordinary form; IPv4 when v4-mapped.
     pub fn to_ip(self) -> IpAddr {
         let [a, b, c, d] = self.words.map(u32::from_be);

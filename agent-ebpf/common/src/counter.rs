@@ -43,6 +43,8 @@ pub enum Counter {
     Malformed = 9,
     /// `mesh_uplink`: a client outside the source ranges of a published port, dropped.
     SourceRefused = 10,
+    /// Socket programs: asked for a service that has no ready task, refused.
+    SocketNoBackend = 11,
 }
 
 impl Counter {
@@ -50,7 +52,7 @@ impl Counter {
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// All of them, by index.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UplinkUnconfigured,
         Self::OutByUplink,
         Self::OutUnroutable,
@@ -62,6 +64,7 @@ impl Counter {
         Self::Fragments,
         Self::Malformed,
         Self::SourceRefused,
+        Self::SocketNoBackend,
     ];
 
     /// The name under which it is shown.
@@ -78,6 +81,7 @@ impl Counter {
             Self::Fragments => "fragments",
             Self::Malformed => "malformed",
             Self::SourceRefused => "source_refused",
+            Self::SocketNoBackend => "socket_no_backend",
         }
     }
 }

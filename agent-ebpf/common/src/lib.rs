@@ -19,12 +19,17 @@ mod config;
 mod counter;
 mod flow;
 mod published;
+mod socket;
 
 pub use address::{Address, Mac};
 pub use config::Config;
 pub use counter::{Counter, ServiceStats};
 pub use flow::{FlowKey, FlowValue, flow_state};
 pub use published::{Protocol, PublishedKey, PublishedValue, SourceKey, published_flag};
+pub use socket::{
+    SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, scope,
+    scope_flag,
+};
 
 /// Map names, as in the object and under the pin directory. At most 15 bytes, so that the kernel
 /// (`BPF_OBJ_NAME_LEN`) shows them whole.
@@ -46,9 +51,20 @@ pub mod map {
     pub const SERVICE_STATS: &str = "service_stats";
     /// `PERCPU_ARRAY` of `u64`, indexed by [`Counter`](crate::Counter).
     pub const COUNTERS: &str = "counters";
+    /// `HASH` of a network namespace's cookie (`u64`) to [`SocketScope`](crate::SocketScope).
+    pub const SOCK_SCOPE: &str = "sock_scope";
+    /// `HASH` of [`SocketService`](crate::SocketService) to [`SocketTarget`](crate::SocketTarget).
+    pub const SOCK_SERVICE: &str = "sock_service";
+    /// `HASH` of slot (`u64`) to its number of backends (`u32`).
+    pub const SOCK_SLOT: &str = "sock_slot";
+    /// `HASH` of [`SocketBackend`](crate::SocketBackend) to its [`Address`](crate::Address).
+    pub const SOCK_BACKEND: &str = "sock_backend";
+    /// `LRU_HASH` of [`SocketFlow`](crate::SocketFlow) to [`SocketPeer`](crate::SocketPeer).
+    pub const SOCK_FLOW: &str = "sock_flow";
 }
 
-/// Entries of the maps. They bound kernel memory; all hash maps are preallocated.
+/// Entries of the maps. They bound kernel memory. Hash maps are preallocated but for those of the
+/// socket programs, which grow with what is in them.
 pub mod capacity {
     /// {address, port, protocol} triples: 256 node addresses times 64 ports, or one address with
     /// 16 Ki ports.
@@ -65,6 +81,18 @@ pub mod capacity {
     pub const FLOW: u32 = 131_072;
     /// Services with a published port.
     pub const SERVICE_STATS: u32 = 4_096;
+    /// Namespaces of one host: its own and those of its tasks.
+    pub const SOCK_SCOPE: u32 = 4_096;
+    /// Virtual addresses, once for each different set of networks that tasks here are on, and
+    /// published ports, once for each address of the node.
+    pub const SOCK_SERVICE: u32 = 131_072;
+    /// Services, once for each network and address family.
+    pub const SOCK_SLOT: u32 = 32_768;
+    /// Tasks behind them.
+    pub const SOCK_BACKEND: u32 = 131_072;
+    /// Translations in use by sockets of this host, two for each, about 8 MB. An approximate LRU:
+    /// a socket whose entry is lost is shown the task's address instead of the one it asked for.
+    pub const SOCK_FLOW: u32 = 65_536;
 }
 
 /// Nanoseconds for which a flow that has seen no packet still defends its 5-tuple against a SYN

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use aya::programs::ProgramInfo;
 use nix::net::if_::if_nametoindex;
 
-use super::{Mesh, Program, ServiceStats};
+use super::{Mesh, Program, ServiceStats, SocketProgram};
 
 /// Arguments of `swarm-agent ebpf`.
 #[derive(Debug, clap::Args)]
@@ -88,15 +89,21 @@ fn counters(pin_dir: &Path) -> Result<()> {
 
 fn describe(mesh: &Mesh) -> Result<()> {
     for program in Program::ALL {
-        let info = mesh.classifier(program)?.info()?;
-        println!(
-            "{program}: id {}, {} bytes, {} instructions verified",
-            info.id(),
-            info.size_translated().unwrap_or_default(),
-            info.verified_instruction_count().unwrap_or_default(),
-        );
+        describe_program(program.name(), &mesh.classifier(program)?.info()?);
+    }
+    for program in SocketProgram::ALL {
+        describe_program(program.name(), &mesh.socket_program(program)?.info()?);
     }
     Ok(())
+}
+
+fn describe_program(name: &str, info: &ProgramInfo) {
+    println!(
+        "{name}: id {}, {} bytes, {} instructions verified",
+        info.id(),
+        info.size_translated().unwrap_or_default(),
+        info.verified_instruction_count().unwrap_or_default(),
+    );
 }
 
 fn ifindex(iface: &str) -> Result<u32> {

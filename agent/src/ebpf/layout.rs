@@ -8,7 +8,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{MapInfo, MapType};
 use swarm_ebpf_common::{
     Address, Config, Counter, FlowKey, FlowValue, Mac, PublishedKey, PublishedValue, ServiceStats,
-    SourceKey, capacity, map,
+    SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey,
+    capacity, map,
 };
 
 use super::MeshError;
@@ -24,7 +25,7 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 8] = [
+pub(super) const LAYOUTS: [Layout; 13] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
     Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
@@ -37,6 +38,15 @@ pub(super) const LAYOUTS: [Layout; 8] = [
         capacity::SERVICE_STATS,
     ),
     Layout::of::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Counter::COUNT),
+    Layout::of::<u64, SocketScope>(map::SOCK_SCOPE, MapType::Hash, capacity::SOCK_SCOPE),
+    Layout::of::<SocketService, SocketTarget>(
+        map::SOCK_SERVICE,
+        MapType::Hash,
+        capacity::SOCK_SERVICE,
+    ),
+    Layout::of::<u64, u32>(map::SOCK_SLOT, MapType::Hash, capacity::SOCK_SLOT),
+    Layout::of::<SocketBackend, Address>(map::SOCK_BACKEND, MapType::Hash, capacity::SOCK_BACKEND),
+    Layout::of::<SocketFlow, SocketPeer>(map::SOCK_FLOW, MapType::LruHash, capacity::SOCK_FLOW),
 ];
 
 impl Layout {

@@ -14,9 +14,10 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use swarm_ebpf_common::{Address, Mac, map};
 
 use super::reconcile::{Changed, reconcile, reconcile_trie};
+use super::sockets::{self, SocketMaps};
 use super::{
     Attached, Config, Counter, FlowKey, FlowValue, Program, PublishedKey, PublishedValue,
-    ServiceStats, SourceKey, TcError, bpffs, layout, program, tc,
+    ServiceStats, SocketError, SourceKey, TcError, bpffs, layout, program, tc,
 };
 
 /// Why the mesh's eBPF could not be loaded, changed or attached.
@@ -124,13 +125,19 @@ pub(crate) enum MeshError {
         #[source]
         source: TcError,
     },
+    /// The socket programs.
+    #[error(transparent)]
+    Sockets(#[from] SocketError),
 }
 
 /// The programs, loaded and verified, and the maps they share with the agent. Dropping it changes
 /// nothing in the kernel beyond closing descriptors.
 pub(crate) struct Mesh {
     /// Holds the programs; the maps are taken out.
-    object: Ebpf,
+    pub(super) object: Ebpf,
+    /// Under which everything is pinned.
+    pub(super) bpffs_dir: PathBuf,
+    pub(super) sockets: SocketMaps,
     config: Array<MapData, Config>,
     published: HashMap<MapData, PublishedKey, PublishedValue>,
     sources: LpmTrie<MapData, SourceKey, u32>,
@@ -157,7 +164,10 @@ impl Mesh {
                 .load()
                 .map_err(|source| MeshError::LoadProgram { program, source })?;
         }
+        sockets::load(&mut object)?;
         Ok(Self {
+            bpffs_dir: bpffs_dir.to_owned(),
+            sockets: SocketMaps::take(&mut object)?,
             config: take(&mut object, map::CONFIG)?,
             published: take(&mut object, map::PUBLISHED)?,
             sources: take(&mut object, map::SOURCES)?,
@@ -170,9 +180,10 @@ impl Mesh {
         })
     }
 
-    /// Unpins the maps under `<bpffs_dir>/maps`, for a node that has left the swarm. They are freed
-    /// once nothing attached uses them.
+    /// Detaches the socket programs and unpins the maps, for a node that has left the swarm. The
+    /// maps are freed once nothing attached uses them.
     pub(crate) fn remove_pins(bpffs_dir: &Path) -> Result<(), MeshError> {
+        sockets::remove_pins(bpffs_dir)?;
         let pins = bpffs_dir.join("maps");
         for layout in layout::LAYOUTS {
             gone(fs::remove_file(pins.join(layout.name)), &pins)?;
@@ -401,7 +412,8 @@ fn classifier_mut(object: &mut Ebpf, program: Program) -> Result<&mut SchedClass
         .map_err(|source| MeshError::LoadProgram { program, source })
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(
+/// Takes a map out of the object.
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
     object: &mut Ebpf,
     name: &'static str,
 ) -> Result<T, MeshError> {
@@ -412,7 +424,8 @@ fn take<T: TryFrom<Map, Error = MapError>>(
         .map_err(|source| MeshError::UseMap { map: name, source })
 }
 
-fn gone(result: io::Result<()>, path: &Path) -> Result<(), MeshError> {
+/// The outcome of removing a pin, which may have been gone already.
+pub(super) fn gone(result: io::Result<()>, path: &Path) -> Result<(), MeshError> {
     match result {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(MeshError::RemovePin {
             path: path.to_owned(),

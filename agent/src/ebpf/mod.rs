@@ -1,4 +1,5 @@
-//! The routing mesh's eBPF: the embedded object, its maps and where its programs are attached.
+//! The data plane's eBPF: the embedded object, its maps and where its programs are attached: those of
+//! the routing mesh to links, those that balance sockets to the cgroup root.
 //!
 //! Invariants:
 //! * The only place that sees aya. Everything is synchronous; a call takes microseconds, loading
@@ -13,20 +14,27 @@
 //! agent that has left the swarm beyond [`Mesh::remove_pins`].
 
 mod bpffs;
+mod cgroup;
 pub(crate) mod command;
+mod cookie;
 mod layout;
+mod link;
 mod mesh;
 mod program;
 mod reconcile;
+mod slots;
+mod sockets;
 mod tc;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use cookie::netns_cookie;
 pub(crate) use mesh::{Mesh, MeshError};
 pub(crate) use program::{Direction, Program};
 pub(crate) use reconcile::Changed;
+pub(crate) use sockets::{SocketError, SocketLinks, SocketProgram, SocketTables};
 pub(crate) use swarm_ebpf_common::{
     Config, Counter, FlowKey, FlowValue, Protocol, PublishedKey, PublishedValue, ServiceStats,
-    SourceKey, published_flag,
+    SocketScope, SocketService, SocketTarget, SourceKey, published_flag, scope, scope_flag,
 };
 pub(crate) use tc::{Attached, TcError};

@@ -15,6 +15,13 @@ pub(crate) struct Changed {
     pub(crate) removed: usize,
 }
 
+impl std::ops::AddAssign for Changed {
+    fn add_assign(&mut self, other: Self) {
+        self.written += other.written;
+        self.removed += other.removed;
+    }
+}
+
 /// What to do to a map.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan<K, V> {

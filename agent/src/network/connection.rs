@@ -44,6 +44,8 @@ pub(super) struct Connection {
     pub(super) netns: Netns,
     /// The socket.
     pub(super) socket: Socket,
+    /// The namespace's cookie.
+    pub(super) cookie: u64,
     /// Indexes of links, as of the last time they were listed or looked up.
     pub(super) indexes: BTreeMap<String, u32>,
 }
@@ -64,9 +66,11 @@ impl Connection {
     /// Opens a socket in `netns`.
     pub(super) fn open(netns: Netns) -> Result<Self, ConnectError> {
         let socket = netns.run(Socket::open)??;
+        let cookie = socket.netns_cookie()?;
         Ok(Self {
             netns,
             socket,
+            cookie,
             indexes: BTreeMap::new(),
         })
     }

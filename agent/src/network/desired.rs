@@ -1,11 +1,11 @@
 //! What the worker asks of this node's networks. Plain data: compared and cloned, never shared
 //! mutably.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use swarm_model::{NodeId, PortConfig, ServiceId, TaskId};
+use swarm_model::{NetworkId, NodeId, PortConfig, ServiceId, TaskId};
 
 /// Everything the kernel of this node is to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,30 @@ pub(crate) struct Desired {
     pub(crate) local_tasks: BTreeMap<TaskId, LocalTask>,
     /// Services with a published port.
     pub(crate) services: BTreeMap<ServiceId, Service>,
+    /// What the sockets of this node's tasks may ask for. A task that is not listed asks for what
+    /// there is without us.
+    pub(crate) task_sockets: BTreeMap<TaskId, TaskSockets>,
+    /// Services with virtual addresses, per network of a user. A network that no task here is on
+    /// needs none.
+    pub(crate) virtual_services: BTreeMap<NetworkId, BTreeMap<ServiceId, VirtualService>>,
+}
+
+/// What the sockets of a task may ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TaskSockets {
+    /// Virtual addresses of these networks.
+    pub(crate) networks: BTreeSet<NetworkId>,
+    /// Ports published at this node's addresses.
+    pub(crate) published: bool,
+}
+
+/// A service on a network of a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct VirtualService {
+    /// Its virtual addresses there, at most one of each family.
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    /// The addresses there of its tasks that take connections, of each family.
+    pub(crate) ready: BTreeSet<IpAddr>,
 }
 
 /// A task of this node.

@@ -10,7 +10,7 @@ use swarm_ipvs::{Destination, Op as IpvsOp};
 
 use super::model::{
     Attached, Balanced, Device, FirewallState, IpvsTable, Link, LinkKind, MeshMaps, Namespace,
-    Observed, Place, PortFlags, Route,
+    Observed, Place, PortFlags, Route, SocketPrograms,
 };
 use super::names::LOOPBACK;
 use super::op::Op;
@@ -77,6 +77,8 @@ impl Observed {
             | Op::SetIngressMacs(_)
             | Op::SetPublished(_)
             | Op::SetSources(_)
+            | Op::SetSockets(_)
+            | Op::AttachSockets
             | Op::RemovePins => {
                 if let Ok(maps) = &mut self.mesh {
                     maps.apply(op);
@@ -156,6 +158,12 @@ impl Observed {
             self.delete_link(&(place.clone(), name));
         }
         self.namespaces.remove(place);
+        if let Ok(maps) = &mut self.mesh
+            && let Some(sockets) = &mut maps.sockets
+        {
+            // Its successor has another cookie.
+            sockets.scopes.remove(place);
+        }
         if let (Place::Ingress, Ok(table)) = (place, &mut self.ipvs) {
             table.clear();
         }
@@ -297,6 +305,8 @@ impl MeshMaps {
             Op::SetIngressMacs(macs) => self.ingress_macs = Some(macs.clone()),
             Op::SetPublished(published) => self.published = Some(published.clone()),
             Op::SetSources(sources) => self.sources = Some(sources.clone()),
+            Op::SetSockets(sockets) => self.sockets = Some(sockets.clone()),
+            Op::AttachSockets => self.socket_programs = SocketPrograms::Current,
             Op::RemovePins => *self = Self::default(),
             _ => {}
         }

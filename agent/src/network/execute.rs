@@ -248,6 +248,12 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
         Op::SetFirewall(firewall) => kernel.firewall()?.set(firewall)?,
         Op::ChangeEgress { add, remove } => kernel.firewall()?.change_egress(add, remove)?,
         Op::RemoveFirewall => kernel.firewall()?.remove()?,
+        Op::SetSockets(sockets) => {
+            // A namespace that could not be made is missing, and that is its own failure.
+            let cookies = kernel.cookies();
+            kernel.mesh()?.set_sockets(sockets, &cookies)?;
+        }
+        Op::AttachSockets => kernel.mesh()?.attach_sockets()?,
         Op::RemovePins => kernel.mesh.remove_pins()?,
         Op::Ipvs(op) => {
             if let Some(ipvs) = kernel.ipvs()? {

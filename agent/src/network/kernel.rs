@@ -205,6 +205,13 @@ impl Kernel {
         Ok(())
     }
 
+    /// The cookies of the namespaces there are.
+    pub(super) fn cookies(&self) -> BTreeMap<Place, u64> {
+        let open = self.open.iter();
+        open.map(|(place, connection)| (place.clone(), connection.cookie))
+            .collect()
+    }
+
     /// The eBPF programs.
     pub(super) fn mesh(&mut self) -> Result<&mut LoadedMesh, KernelError> {
         self.mesh.loaded().ok_or(KernelError::NoMesh)

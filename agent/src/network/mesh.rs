@@ -9,11 +9,16 @@ use std::time::{Duration, Instant};
 use swarm_model::Protocol;
 
 use crate::ebpf::{
-    self, Changed, Config, Mesh, MeshError, PublishedKey, PublishedValue, SourceKey, published_flag,
+    self, Changed, Config, Mesh, MeshError, PublishedKey, PublishedValue, SocketError, SocketLinks,
+    SocketTables, SourceKey, published_flag,
 };
 use crate::error_text::error_text;
 
-use super::model::{Attached, Mac, MeshConfig, MeshMaps, Program, Published, PublishedAs, Source};
+use super::model::{
+    Attached, Mac, MeshConfig, MeshMaps, Place, Program, Published, PublishedAs, SocketPrograms,
+    Source,
+};
+use super::sockets::Sockets;
 
 /// The loaded programs and what was last written into their maps.
 ///
@@ -33,6 +38,7 @@ struct Written {
     ingress_macs: Option<BTreeMap<Mac, u32>>,
     published: Option<BTreeMap<Published, PublishedAs>>,
     sources: Option<BTreeSet<Source>>,
+    sockets: Option<SocketTables>,
 }
 
 impl fmt::Debug for LoadedMesh {
@@ -103,10 +109,12 @@ impl MeshHandle {
 
 impl LoadedMesh {
     /// What this process has written, after putting right what somebody else changed since.
-    /// `link_name` gives the name of a link of the host by its index.
+    /// `link_name` gives the name of a link of the host by its index, `places` the namespaces by
+    /// their cookies.
     pub(super) fn maps(
         &mut self,
         link_name: impl Fn(u32) -> Option<String>,
+        places: &BTreeMap<u64, &Place>,
     ) -> Result<MeshMaps, MeshError> {
         let Written {
             config,
@@ -114,6 +122,7 @@ impl LoadedMesh {
             ingress_macs,
             published,
             sources,
+            sockets,
         } = self.written.clone();
         let mut changed = Changed::default();
         let mut note = |outcome: Changed| {
@@ -138,6 +147,9 @@ impl LoadedMesh {
         if let Some(published) = &published {
             note(self.mesh.set_published(&entries(published))?);
         }
+        if let Some(sockets) = &sockets {
+            note(self.mesh.set_sockets(sockets)?);
+        }
         if changed != Changed::default() {
             tracing::warn!(
                 ?changed,
@@ -154,7 +166,44 @@ impl LoadedMesh {
             ingress_macs,
             published,
             sources,
+            sockets: sockets.and_then(|tables| seen(tables, places)),
+            socket_programs: self.socket_programs()?,
         })
+    }
+
+    fn socket_programs(&self) -> Result<SocketPrograms, MeshError> {
+        match self.mesh.socket_links() {
+            Ok(SocketLinks::Current) => Ok(SocketPrograms::Current),
+            Ok(SocketLinks::Outdated | SocketLinks::Absent) => Ok(SocketPrograms::Outdated),
+            Err(MeshError::Sockets(error @ SocketError::Cgroup(_))) => {
+                Ok(SocketPrograms::Impossible(error_text(&error)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells the socket programs what to balance. Namespaces without a cookie are left out.
+    pub(super) fn set_sockets(
+        &mut self,
+        sockets: &Sockets,
+        cookies: &BTreeMap<Place, u64>,
+    ) -> Result<(), MeshError> {
+        let scopes = sockets.scopes.iter();
+        let tables = SocketTables {
+            scopes: scopes
+                .filter_map(|(place, scope)| Some((*cookies.get(place)?, *scope)))
+                .collect(),
+            services: sockets.services.clone(),
+            slots: sockets.slots.clone(),
+        };
+        self.mesh.set_sockets(&tables)?;
+        self.written.sockets = Some(tables);
+        Ok(())
+    }
+
+    /// Attaches the socket programs.
+    pub(super) fn attach_sockets(&mut self) -> Result<(), MeshError> {
+        self.mesh.attach_sockets()
     }
 
     /// Tells the programs about the host's links.
@@ -218,6 +267,19 @@ impl LoadedMesh {
             }),
         )
     }
+}
+
+/// What was written, in the words of the model; nothing when it speaks of a namespace that is gone.
+fn seen(tables: SocketTables, places: &BTreeMap<u64, &Place>) -> Option<Sockets> {
+    let place = |cookie| places.get(&cookie).map(|place| Place::clone(place));
+    let scopes = tables.scopes.into_iter();
+    Some(Sockets {
+        scopes: scopes
+            .map(|(cookie, scope)| Some((place(cookie)?, scope)))
+            .collect::<Option<_>>()?,
+        services: tables.services,
+        slots: tables.slots,
+    })
 }
 
 fn octets(macs: &BTreeMap<Mac, u32>) -> BTreeMap<[u8; 6], u32> {

@@ -46,6 +46,7 @@ mod op;
 mod pass;
 mod plan;
 mod reconcile;
+mod sockets;
 mod task_netns;
 mod wanted;
 
@@ -54,6 +55,7 @@ mod tests;
 
 pub(crate) use desired::{
     Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Peer, Service, Task,
+    TaskSockets, VirtualService,
 };
 #[cfg(test)]
 pub(crate) use netns::NetnsDir;

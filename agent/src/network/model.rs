@@ -10,6 +10,7 @@ use swarm_model::{Protocol, TaskId};
 
 use super::listeners::Listener;
 use super::names::{INGRESS_NETNS, TASK_NETNS_PREFIX};
+use super::sockets::Sockets;
 
 /// A MAC address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -287,6 +288,22 @@ pub(super) struct MeshMaps {
     pub(super) published: Option<BTreeMap<Published, PublishedAs>>,
     /// Who may use those that are restricted.
     pub(super) sources: Option<BTreeSet<Source>>,
+    /// What the socket programs know.
+    pub(super) sockets: Option<Sockets>,
+    /// Whether those are attached.
+    pub(super) socket_programs: SocketPrograms,
+}
+
+/// The socket programs at the cgroup root.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum SocketPrograms {
+    /// Not, or not all of them, or an earlier agent's.
+    #[default]
+    Outdated,
+    /// They are attached.
+    Current,
+    /// They cannot be attached here; why, with the remedy.
+    Impossible(String),
 }
 
 /// Our table of the host's nf_tables.

@@ -19,6 +19,8 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 use nix::errno::Errno;
 
+use crate::ebpf::netns_cookie;
+
 /// Receive buffer for one datagram. The kernel fills at most 32 KiB of a dump into one.
 const BUFFER_BYTES: usize = 64 * 1024;
 
@@ -54,6 +56,9 @@ pub(crate) enum NetlinkError {
         #[source]
         errno: Errno,
     },
+    /// The socket does not tell where it is.
+    #[error("ask for a network namespace's cookie (this needs Linux 5.14)")]
+    Cookie(#[source] io::Error),
     /// The named object is not there.
     #[error("no answer")]
     NoAnswer,
@@ -64,7 +69,7 @@ impl NetlinkError {
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Refused { errno, .. } => Some(*errno),
-            Self::Open(_) | Self::Exchange(_) | Self::NoAnswer => None,
+            Self::Open(_) | Self::Exchange(_) | Self::Cookie(_) | Self::NoAnswer => None,
         }
     }
 }
@@ -132,6 +137,11 @@ where
             buffer: Vec::with_capacity(BUFFER_BYTES),
             messages: PhantomData,
         })
+    }
+
+    /// The cookie of the namespace it belongs to.
+    pub(crate) fn netns_cookie(&self) -> Result<u64, NetlinkError> {
+        netns_cookie(&self.socket).map_err(NetlinkError::Cookie)
     }
 
     /// Carries out a request; `flags` beside `NLM_F_REQUEST` and `NLM_F_ACK`.

@@ -13,6 +13,7 @@ use super::model::{
     Source, Vxlan,
 };
 use super::names::{FIREWALL_TABLE, task_port};
+use super::sockets::Sockets;
 
 /// One end of a new veth pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,6 +116,10 @@ pub(super) enum Op {
     SetPublished(BTreeMap<Published, PublishedAs>),
     /// Say who may use published ports that are restricted.
     SetSources(BTreeSet<Source>),
+    /// Say what sockets are balanced to.
+    SetSockets(Sockets),
+    /// Attach the socket programs.
+    AttachSockets,
     /// Change the IPVS table.
     Ipvs(IpvsOp),
     /// Remove the pinned maps.
@@ -178,6 +183,8 @@ impl Op {
             | Self::SetIngressMacs(_)
             | Self::SetPublished(_)
             | Self::SetSources(_)
+            | Self::SetSockets(_)
+            | Self::AttachSockets
             | Self::Ipvs(_)
             | Self::RemovePins
             | Self::SetFirewall(_)
@@ -360,8 +367,17 @@ impl fmt::Display for Op {
                     sources.len()
                 )
             }
+            Self::SetSockets(sockets) => write!(
+                f,
+                "balance sockets of {} namespaces to {} services",
+                sockets.scopes.len(),
+                sockets.slots.len()
+            ),
+            Self::AttachSockets => f.write_str("attach the socket programs to the cgroup root"),
             Self::Ipvs(op) => write!(f, "ipvs: {op}"),
-            Self::RemovePins => f.write_str("remove the pinned maps of the mesh"),
+            Self::RemovePins => {
+                f.write_str("detach the socket programs and remove the pinned maps")
+            }
             Self::SetFirewall(firewall) => write!(
                 f,
                 "make nf_tables table inet {FIREWALL_TABLE}: {} addresses have egress, {} links are \

@@ -9,12 +9,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use swarm_ipvs::{Destination, DestinationKey, Op as IpvsOp, Service as IpvsService};
 
 use super::desired::Desired;
-use super::model::{Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Observed, Place};
+use super::model::{
+    Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Observed, Place, SocketPrograms,
+};
 use super::names::{
     BRIDGE, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, INGRESS_VETH, LOOPBACK, VXLAN, forwarding_of,
     is_task_port,
 };
 use super::op::{Op, VethEnd};
+use super::sockets::Sockets;
 use super::wanted::{Problem, Wanted, wanted};
 
 /// What to do, and what cannot be done.
@@ -39,6 +42,7 @@ pub(super) fn plan(observed: &Observed, desired: &Desired) -> Plan {
 pub(super) fn teardown(observed: &Observed) -> Vec<Op> {
     let empty = MeshMaps {
         published: Some(BTreeMap::new()),
+        sockets: Some(Sockets::default()),
         ..MeshMaps::default()
     };
     let wanted = Wanted {
@@ -62,6 +66,7 @@ fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
         ops: Vec::new(),
     };
     planner.withdraw();
+    planner.withdraw_sockets();
     planner.create_namespaces();
     planner.close_uplinks();
     planner.set_firewall();
@@ -75,6 +80,7 @@ fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
     planner.attach_programs();
     planner.fill_maps();
     planner.balance();
+    planner.balance_sockets();
     planner.publish();
     planner.unbalance();
     planner.delete_links();
@@ -116,6 +122,20 @@ impl Planner<'_> {
         keep.retain(|key, _| wanted.contains_key(key));
         if keep.len() < now.len() {
             self.emit(Op::SetPublished(keep));
+        }
+    }
+
+    /// Services that sockets are no longer balanced to.
+    fn withdraw_sockets(&mut self) {
+        let (Ok(now), Some(wanted)) = (&self.now.mesh, &self.wanted.mesh) else {
+            return;
+        };
+        let (Some(now), Some(wanted)) = (&now.sockets, &wanted.sockets) else {
+            return;
+        };
+        let keep = now.without_services_missing_in(wanted);
+        if keep != *now {
+            self.emit(Op::SetSockets(keep));
         }
     }
 
@@ -456,6 +476,20 @@ impl Planner<'_> {
             }
         }
         self.emit_all(ops);
+    }
+
+    /// Also without anything in the tables: what an earlier agent has attached has to go.
+    fn balance_sockets(&mut self) {
+        let (Ok(now), Some(wanted)) = (&self.now.mesh, &self.wanted.mesh) else {
+            return;
+        };
+        let ops = [
+            differing(&now.sockets, &wanted.sockets).map(Op::SetSockets),
+            (wanted.socket_programs == SocketPrograms::Current
+                && now.socket_programs == SocketPrograms::Outdated)
+                .then_some(Op::AttachSockets),
+        ];
+        self.emit_all(ops.into_iter().flatten().collect());
     }
 
     /// Source ranges before the ports that look at them, and those of before after that: while a

@@ -7,6 +7,7 @@
 
 mod egress;
 mod snapshot;
+mod sockets;
 pub(in crate::network) mod world;
 
 use std::io::{Read as _, Write as _};

@@ -12,13 +12,15 @@ use super::listeners::Listener;
 use super::model::{
     Attached, Device, Firewall, FirewallState, IpvsTable, Link, LinkKind, Mac, MeshConfig,
     MeshMaps, Namespace, Observed, Obstacle, Place, PortFlags, Program, Published, PublishedAs,
-    Route, Vxlan,
+    Route, SocketPrograms, Vxlan,
 };
 use super::names::{
     BRIDGE, DEFAULT_MTU, EGRESS_GATEWAY, EGRESS_LOCAL, HOST_IS_ROUTER, HOST_LINK_SYSCTLS,
     HOST_PREFIX, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, INGRESS_VETH, LOOPBACK,
     TASK_DEVICE, VXLAN, VXLAN_OVERHEAD, VXLAN_PORT, forwarding_of, host_address, task_port,
 };
+
+use super::sockets::wanted_sockets;
 
 /// The VXLAN port of the bridge: what lies behind it is known, nothing is learned or flooded. ARP
 /// requests of local tasks for remote ones are answered by the bridge from its neighbours.
@@ -51,6 +53,15 @@ pub(crate) enum Problem {
     /// No program can be attached.
     #[error("no port is published on this node, the mesh's eBPF programs are missing: {reason}")]
     ProgramsNotLoaded {
+        /// What is missing, with the remedy.
+        reason: String,
+    },
+    /// No socket program can be attached.
+    #[error(
+        "virtual addresses of services, and published ports asked for on this node itself, do not \
+         answer: {reason}"
+    )]
+    SocketsNotBalanced {
         /// What is missing, with the remedy.
         reason: String,
     },
@@ -114,6 +125,7 @@ impl Problem {
             Self::PortShadowed { service, .. } => Some(service),
             Self::IpvsMissing { .. }
             | Self::ProgramsNotLoaded { .. }
+            | Self::SocketsNotBalanced { .. }
             | Self::DataPathNotHere { .. }
             | Self::NoFirewall { .. }
             | Self::EgressBlocked(_)
@@ -219,10 +231,17 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
             reason: reason.clone(),
         });
     }
-    if let Err(reason) = &observed.mesh {
-        problems.push(Problem::ProgramsNotLoaded {
+    match &observed.mesh {
+        Err(reason) => problems.push(Problem::ProgramsNotLoaded {
             reason: reason.clone(),
-        });
+        }),
+        Ok(maps) => {
+            if let SocketPrograms::Impossible(reason) = &maps.socket_programs {
+                problems.push(Problem::SocketsNotBalanced {
+                    reason: reason.clone(),
+                });
+            }
+        }
     }
 
     if let Some(problem) = subnet_taken(host, desired.network.subnet) {
@@ -273,6 +292,7 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         problems.extend(shadowed(desired, &published, &observed.listeners));
     }
     wanted.ipvs = observed.ipvs.is_ok().then_some(table);
+    let sockets = wanted_sockets(desired, &by_address);
     wanted.mesh = observed.mesh.is_ok().then(|| MeshMaps {
         config: Some(MeshConfig {
             host_veth: Some(HOST_VETH.to_owned()),
@@ -287,6 +307,8 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
             BTreeMap::new()
         }),
         sources: Some(sources),
+        sockets: Some(sockets),
+        socket_programs: SocketPrograms::Current,
     });
     (wanted, problems)
 }

@@ -1,11 +1,15 @@
 //! What the network has to look like, from what the manager said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use swarm_model::{NodeId, Task, TaskId};
+use swarm_model::{NetworkId, NodeId, ServiceId, Task, TaskId};
 
-use crate::network::{self, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask};
+use crate::network::{
+    self, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, TaskSockets,
+    VirtualService,
+};
 use crate::session::{Assigned, Balanced};
 
 /// How a task of this node is connected. None while it has no address.
@@ -58,15 +62,76 @@ pub(crate) fn desired_network(
                 (id.clone(), task)
             })
             .collect(),
-        local_tasks,
         services: services(assigned, own),
+        task_sockets: task_sockets(assigned, &local_tasks),
+        local_tasks,
+        virtual_services: virtual_services(assigned),
     })
 }
 
-fn services(
+/// What the sockets of local tasks may ask for. Published ports are a way out of a task's networks:
+/// where all of these are internal, it is closed.
+fn task_sockets(
     assigned: &Assigned,
-    own: &NodeId,
-) -> BTreeMap<swarm_model::ServiceId, network::Service> {
+    local_tasks: &BTreeMap<TaskId, LocalTask>,
+) -> BTreeMap<TaskId, TaskSockets> {
+    let internal = |network: &NetworkId| {
+        let network = assigned.networks.get(network);
+        network.is_some_and(|network| network.spec.internal)
+    };
+    let sockets = |task: &Task| {
+        let networks: BTreeSet<_> = task
+            .attachments
+            .iter()
+            .map(|attachment| attachment.network.clone())
+            .collect();
+        TaskSockets {
+            published: networks.is_empty() || !networks.iter().all(internal),
+            networks,
+        }
+    };
+    local_tasks
+        .keys()
+        .filter_map(|id| Some((id.clone(), sockets(assigned.tasks.get(id)?))))
+        .collect()
+}
+
+/// Services with virtual addresses, and their tasks, per network.
+fn virtual_services(
+    assigned: &Assigned,
+) -> BTreeMap<NetworkId, BTreeMap<ServiceId, VirtualService>> {
+    let mut all = BTreeMap::new();
+    for (id, services) in &assigned.network_services {
+        let Some(network) = assigned.networks.get(id) else {
+            continue;
+        };
+        let both = |address: Ipv4Addr| {
+            let ipv6 = network.address6(address).map(IpAddr::V6);
+            [Some(IpAddr::V4(address)), ipv6].into_iter().flatten()
+        };
+        let mut with_vip: BTreeMap<ServiceId, VirtualService> = services
+            .iter()
+            .filter_map(|(id, service)| {
+                let service = VirtualService {
+                    addresses: both(service.vip?).collect(),
+                    ready: BTreeSet::new(),
+                };
+                Some((id.clone(), service))
+            })
+            .collect();
+        let endpoints = assigned.network_endpoints.get(id);
+        for endpoint in endpoints.into_iter().flat_map(BTreeMap::values) {
+            let service = with_vip.get_mut(&endpoint.service_id);
+            if let (Balanced::Yes, Some(service)) = (endpoint.balanced, service) {
+                service.ready.extend(both(endpoint.address));
+            }
+        }
+        all.insert(id.clone(), with_vip);
+    }
+    all
+}
+
+fn services(assigned: &Assigned, own: &NodeId) -> BTreeMap<ServiceId, network::Service> {
     let mut backends: BTreeMap<_, Vec<Backend>> = BTreeMap::new();
     for endpoint in assigned.endpoints.values() {
         let state = match endpoint.balanced {

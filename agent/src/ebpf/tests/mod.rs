@@ -8,4 +8,5 @@ mod frame;
 mod maps;
 mod path;
 mod sandbox;
+mod sockets;
 mod verdicts;

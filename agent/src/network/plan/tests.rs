@@ -15,7 +15,7 @@ use super::super::desired::{
 use super::super::listeners::Listener;
 use super::super::model::{
     Device, FirewallState, IpvsTable, Link, LinkKind, Mac, MeshMaps, Namespace, Observed, Obstacle,
-    Place, Program, Published, Route,
+    Place, Program, Published, Route, SocketPrograms,
 };
 use super::super::op::Op;
 use super::{Plan, plan, teardown};
@@ -125,6 +125,8 @@ fn desired(nodes: u8, tasks: &[u8], services: &[(u16, Vec<usize>, bool)]) -> Des
                 (task_id(task), local)
             })
             .collect(),
+        task_sockets: BTreeMap::new(),
+        virtual_services: BTreeMap::new(),
         services: services
             .iter()
             .enumerate()
@@ -165,6 +167,12 @@ fn settle(observed: &mut Observed, desired: &Desired) -> Vec<Op> {
 
 fn texts(ops: &[Op]) -> Vec<String> {
     ops.iter().map(Op::to_string).collect()
+}
+
+/// Those that are not about sockets.
+fn mesh_texts(ops: &[Op]) -> Vec<String> {
+    let of_mesh = |op: &&Op| !matches!(op, Op::SetSockets(_));
+    ops.iter().filter(of_mesh).map(Op::to_string).collect()
 }
 
 #[test]
@@ -249,6 +257,8 @@ ipvs: add destination 10.255.1.1:80 to service tcp 172.17.0.1:8080
 ipvs: add service tcp 192.168.1.1:8080
 ipvs: add destination 10.255.1.0:80 to service tcp 192.168.1.1:8080
 ipvs: add destination 10.255.1.1:80 to service tcp 192.168.1.1:8080
+balance sockets of 1 namespaces to 1 services
+attach the socket programs to the cgroup root
 write 0 source ranges of published ports
 publish 2 ports on the mesh";
     assert_eq!(text.join("\n"), expected);
@@ -261,6 +271,8 @@ fn a_service_that_goes_refuses_first_and_its_task_leaves_the_tables_last() {
     let ops = settle(&mut observed, &desired(2, &[], &[]));
     let expected = "\
 publish 0 ports on the mesh
+balance sockets of 1 namespaces to 1 services
+balance sockets of 1 namespaces to 0 services
 ipvs: delete service tcp 172.17.0.1:8080
 ipvs: delete service tcp 192.168.1.1:8080
 delete neighbour 10.255.1.0 from br0 in ingress
@@ -280,12 +292,17 @@ fn draining_changes_a_weight_and_nothing_else() {
         &mut observed,
         &desired(2, &[2, 2], &[(8080, vec![0, 1], true)]),
     );
+    let (sockets, ops): (Vec<_>, Vec<_>) = ops
+        .into_iter()
+        .partition(|op| matches!(op, Op::SetSockets(_)));
     assert!(
         ops.iter()
             .all(|op| op.to_string().starts_with("ipvs: update destination")),
         "{ops:?}"
     );
     assert_eq!(ops.len(), 4, "two tasks at two addresses");
+    // Sockets have no connections to keep: there a weight of 0 is no task.
+    assert_eq!(sockets.len(), 1);
 }
 
 #[test]
@@ -387,6 +404,8 @@ fn what_an_earlier_agent_published_stays_until_it_is_known_to_be_wrong() {
                 | Op::SetIngressMacs(_)
                 | Op::SetPublished(_)
                 | Op::SetSources(_)
+                | Op::SetSockets(_)
+                | Op::AttachSockets
         )
     };
     assert!(
@@ -394,6 +413,19 @@ fn what_an_earlier_agent_published_stays_until_it_is_known_to_be_wrong() {
         "nothing is rebuilt: {:?}",
         texts(&ops)
     );
+}
+
+#[test]
+fn where_sockets_cannot_be_balanced_that_is_said_and_not_tried() {
+    let mut observed = host();
+    let reason = "no cgroups".to_owned();
+    observed.mesh = Ok(MeshMaps {
+        socket_programs: SocketPrograms::Impossible(reason.clone()),
+        ..MeshMaps::default()
+    });
+    let plan = plan(&observed, &desired(1, &[], &[]));
+    assert_eq!(plan.problems, [Problem::SocketsNotBalanced { reason }]);
+    assert!(!plan.ops.contains(&Op::AttachSockets));
 }
 
 #[test]
@@ -560,6 +592,8 @@ enum Damage {
     Destination(Index),
     Config,
     Firewall(bool),
+    Sockets,
+    SocketPrograms,
 }
 
 fn damages() -> impl Strategy<Value = Damage> {
@@ -583,6 +617,8 @@ fn damages() -> impl Strategy<Value = Damage> {
         any::<Index>().prop_map(Damage::Destination),
         Just(Damage::Config),
         any::<bool>().prop_map(Damage::Firewall),
+        Just(Damage::Sockets),
+        Just(Damage::SocketPrograms),
     ]
 }
 
@@ -753,6 +789,10 @@ fn damage(observed: &mut Observed, damage: &Damage) {
             }
         }
         Damage::Config => observed.mesh.as_mut().unwrap().config = None,
+        Damage::Sockets => observed.mesh.as_mut().unwrap().sockets = None,
+        Damage::SocketPrograms => {
+            observed.mesh.as_mut().unwrap().socket_programs = SocketPrograms::Outdated;
+        }
         Damage::Firewall(flushed) => {
             let table = &mut observed.firewall.as_mut().unwrap().table;
             match table {
@@ -901,7 +941,7 @@ fn what_maglev_lacks_in_the_middle_moves_what_is_behind_it() {
     };
     let mut observed = host();
     settle(&mut observed, &members(&[0, 2]));
-    let ops = texts(&settle(&mut observed, &members(&[0, 1, 2])));
+    let ops = mesh_texts(&settle(&mut observed, &members(&[0, 1, 2])));
     let at_first: Vec<_> = ops
         .iter()
         .filter(|op| op.ends_with("172.17.0.1:8080"))
@@ -916,12 +956,12 @@ fn what_maglev_lacks_in_the_middle_moves_what_is_behind_it() {
     );
     // Nothing moves for what is added at the end, or goes.
     settle(&mut observed, &members(&[0, 1]));
-    let ops = texts(&settle(&mut observed, &members(&[0, 1, 2])));
+    let ops = mesh_texts(&settle(&mut observed, &members(&[0, 1, 2])));
     assert!(
         ops.iter().all(|op| op.starts_with("ipvs: add destination")),
         "{ops:?}"
     );
-    let ops = texts(&settle(&mut observed, &members(&[0, 2])));
+    let ops = mesh_texts(&settle(&mut observed, &members(&[0, 2])));
     assert!(
         ops.iter()
             .all(|op| op.starts_with("ipvs: delete destination")),
@@ -934,7 +974,7 @@ fn a_restriction_is_written_before_its_port_and_goes_after_it() {
     let port = |sources: &[&str]| by_maglev(desired(1, &[1], &[(8080, vec![0], false)]), sources);
     let mut observed = host();
     settle(&mut observed, &port(&[]));
-    let ops = texts(&settle(&mut observed, &port(&["10.0.0.0/8"])));
+    let ops = mesh_texts(&settle(&mut observed, &port(&["10.0.0.0/8"])));
     assert_eq!(
         ops,
         [
@@ -942,7 +982,7 @@ fn a_restriction_is_written_before_its_port_and_goes_after_it() {
             "publish 2 ports on the mesh"
         ]
     );
-    let ops = texts(&settle(&mut observed, &port(&["192.0.2.0/24"])));
+    let ops = mesh_texts(&settle(&mut observed, &port(&["192.0.2.0/24"])));
     assert_eq!(
         ops,
         [
@@ -950,7 +990,7 @@ fn a_restriction_is_written_before_its_port_and_goes_after_it() {
             "write 1 source ranges of published ports"
         ]
     );
-    let ops = texts(&settle(&mut observed, &port(&[])));
+    let ops = mesh_texts(&settle(&mut observed, &port(&[])));
     assert_eq!(
         ops,
         [

@@ -139,8 +139,11 @@ impl Node {
     }
 
     pub(in crate::network) fn task(&self, task: &TaskId) -> Netns {
+        self.try_task(task).expect("a namespace of the task")
+    }
+
+    pub(super) fn try_task(&self, task: &TaskId) -> Option<Netns> {
         self.netns(&format!("task-{task}"))
-            .expect("a namespace of the task")
     }
 
     fn start(&mut self) {
@@ -286,6 +289,8 @@ impl World {
                 .filter(|(_, on)| *on == node)
                 .map(|(task, _)| (task_id(*task), local(&task_id(*task))))
                 .collect(),
+            task_sockets: BTreeMap::new(),
+            virtual_services: BTreeMap::new(),
             services: (1..)
                 .zip(services)
                 .map(|(index, (published, members))| {
