@@ -12,6 +12,7 @@ use swarm_ebpf_common::{
 
 use crate::count::count;
 use crate::packet::{Ports, tcp};
+use crate::shortcut_learn::remember;
 use crate::{NEXT, packet};
 
 #[map(name = "ingress_macs")]
@@ -23,6 +24,7 @@ pub static FLOW: LruHashMap<FlowKey, FlowValue> = LruHashMap::pinned(capacity::F
 /// Entry point.
 #[classifier]
 pub fn flow_learn(ctx: TcContext) -> i32 {
+    remember(&ctx);
     learn(&ctx);
     NEXT
 }

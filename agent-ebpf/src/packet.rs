@@ -9,11 +9,11 @@ use swarm_ebpf_common::{Address, Counter, Protocol};
 use crate::count::count;
 
 /// `ETH_P_IP` as `__sk_buff::protocol` holds it.
-const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
-const PROTOCOL_TCP: u8 = Protocol::Tcp as u8;
-const PROTOCOL_UDP: u8 = Protocol::Udp as u8;
+pub const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
+pub const PROTOCOL_TCP: u8 = Protocol::Tcp as u8;
+pub const PROTOCOL_UDP: u8 = Protocol::Udp as u8;
 const PROTOCOL_SCTP: u8 = Protocol::Sctp as u8;
-const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
+pub const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
 /// Length in bytes of an IPv4 header without options.
 const IPV4_MIN_LEN: usize = size_of::<Ipv4Header>();
 /// The 13 bits of a fragment's offset.
@@ -184,7 +184,7 @@ pub fn ports(ctx: &TcContext, ip: &Ipv4) -> Option<Ports> {
 /// A pointer to the `T` at `offset` bytes, wholly inside the packet. Valid until a helper that
 /// changes the packet is called.
 #[inline(always)]
-fn reach<T>(ctx: &TcContext, offset: usize) -> Option<*const T> {
+pub fn reach<T>(ctx: &TcContext, offset: usize) -> Option<*const T> {
     if let Some(found) = within::<T>(ctx, offset) {
         return Some(found);
     }

@@ -31,8 +31,7 @@ use swarm_ebpf_common::{
 use crate::count::count;
 
 #[map(name = "sock_scope")]
-static SCOPES: HashMap<u64, SocketScope> =
-    HashMap::pinned(capacity::SOCK_SCOPE, BPF_F_NO_PREALLOC);
+static SCOPES: HashMap<u64, SocketScope> = HashMap::pinned(capacity::SOCK_SCOPE, BPF_F_NO_PREALLOC);
 
 #[map(name = "sock_service")]
 static SERVICES: HashMap<SocketService, SocketTarget> =

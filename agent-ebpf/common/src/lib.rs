@@ -19,6 +19,7 @@ mod config;
 mod counter;
 mod flow;
 mod published;
+mod shortcut;
 mod socket;
 
 pub use address::{Address, Mac};
@@ -26,6 +27,7 @@ pub use config::Config;
 pub use counter::{Counter, ServiceStats};
 pub use flow::{FlowKey, FlowValue, flow_state};
 pub use published::{Protocol, PublishedKey, PublishedValue, SourceKey, published_flag};
+pub use shortcut::{ShortcutDraft, ShortcutKey, ShortcutValue, shortcut_state, shortcut_way};
 pub use socket::{
     SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, scope,
     scope_flag,
@@ -47,6 +49,11 @@ pub mod map {
     pub const INGRESS_MACS: &str = "ingress_macs";
     /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to [`FlowValue`](crate::FlowValue).
     pub const FLOW: &str = "flow";
+    /// `LRU_HASH` of [`ShortcutKey`](crate::ShortcutKey) to
+    /// [`ShortcutValue`](crate::ShortcutValue).
+    pub const SHORTCUTS: &str = "shortcuts";
+    /// `PERCPU_ARRAY` with one [`ShortcutDraft`](crate::ShortcutDraft).
+    pub const SHORTCUT_DRAFT: &str = "shortcut_draft";
     /// `PERCPU_HASH` of `u32` service index to [`ServiceStats`](crate::ServiceStats).
     pub const SERVICE_STATS: &str = "service_stats";
     /// `PERCPU_ARRAY` of `u64`, indexed by [`Counter`](crate::Counter).
@@ -79,6 +86,9 @@ pub mod capacity {
     /// at four times the flows expected, a lost entry sends a reply the wrong way until the
     /// client's next packet.
     pub const FLOW: u32 = 131_072;
+    /// Connections that came in through one host, two entries each, about 14 MB. An approximate
+    /// LRU; a connection that is not in it goes through IPVS.
+    pub const SHORTCUTS: u32 = 131_072;
     /// Services with a published port.
     pub const SERVICE_STATS: u32 = 4_096;
     /// Namespaces of one host: its own and those of its tasks.
@@ -102,3 +112,10 @@ pub const FLOW_DEFENDED_NS: u64 = 1_000_000_000;
 /// Granularity in nanoseconds of [`FlowValue::last_seen_ns`]: coarser than a packet, so that an
 /// established flow does not write to a shared cache line for every packet.
 pub const FLOW_SEEN_GRAIN_NS: u64 = 100_000_000;
+
+/// Nanoseconds after which IPVS sees a packet of a TCP connection again: well below its shortest
+/// timeout of an established connection, and how long a connection to a task that is gone goes on.
+pub const SHORTCUT_RENEWAL_NS: u64 = 5_000_000_000;
+
+/// The same for UDP, where clients do not notice that a task is gone.
+pub const SHORTCUT_RENEWAL_UDP_NS: u64 = 500_000_000;

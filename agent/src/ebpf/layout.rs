@@ -8,8 +8,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{MapInfo, MapType};
 use swarm_ebpf_common::{
     Address, Config, Counter, FlowKey, FlowValue, Mac, PublishedKey, PublishedValue, ServiceStats,
-    SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey,
-    capacity, map,
+    ShortcutDraft, ShortcutKey, ShortcutValue, SocketBackend, SocketFlow, SocketPeer, SocketScope,
+    SocketService, SocketTarget, SourceKey, capacity, map,
 };
 
 use super::MeshError;
@@ -25,13 +25,15 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 13] = [
+pub(super) const LAYOUTS: [Layout; 15] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
     Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
     Layout::of::<Address, u32>(map::NODE_ADDRS, MapType::Hash, capacity::NODE_ADDRS),
     Layout::of::<Mac, u32>(map::INGRESS_MACS, MapType::Hash, capacity::INGRESS_MACS),
     Layout::of::<FlowKey, FlowValue>(map::FLOW, MapType::LruHash, capacity::FLOW),
+    Layout::of::<ShortcutKey, ShortcutValue>(map::SHORTCUTS, MapType::LruHash, capacity::SHORTCUTS),
+    Layout::of::<u32, ShortcutDraft>(map::SHORTCUT_DRAFT, MapType::PerCpuArray, 1),
     Layout::of::<u32, ServiceStats>(
         map::SERVICE_STATS,
         MapType::PerCpuHash,

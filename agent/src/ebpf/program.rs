@@ -18,6 +18,13 @@ pub(crate) enum Program {
     FlowLearn,
     /// On the host side of a task's veth, from the task: answers go to that ingress node.
     FlowReturn,
+    /// On the ingress namespace's end of that veth pair: packets of balanced connections go straight
+    /// towards the task.
+    ShortcutIn,
+    /// On the VXLAN device, outwards: remembers what was balanced.
+    ShortcutLearn,
+    /// On the VXLAN device, inwards: answers go straight to the host.
+    ShortcutOut,
 }
 
 /// Which way packets go at a tc hook, seen from the interface's owner.
@@ -31,11 +38,14 @@ pub(crate) enum Direction {
 
 impl Program {
     /// All of them.
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::MeshUplink,
         Self::MeshOut,
         Self::FlowLearn,
         Self::FlowReturn,
+        Self::ShortcutIn,
+        Self::ShortcutLearn,
+        Self::ShortcutOut,
     ];
 
     /// Its name in the object, in the kernel and in `tc filter show`.
@@ -45,14 +55,21 @@ impl Program {
             Self::MeshOut => "mesh_out",
             Self::FlowLearn => "flow_learn",
             Self::FlowReturn => "flow_return",
+            Self::ShortcutIn => "shortcut_in",
+            Self::ShortcutLearn => "shortcut_learn",
+            Self::ShortcutOut => "shortcut_out",
         }
     }
 
     /// The hook it is written for.
     pub(crate) const fn direction(self) -> Direction {
         match self {
-            Self::MeshUplink | Self::MeshOut | Self::FlowReturn => Direction::Ingress,
-            Self::FlowLearn => Direction::Egress,
+            Self::MeshUplink
+            | Self::MeshOut
+            | Self::FlowReturn
+            | Self::ShortcutIn
+            | Self::ShortcutOut => Direction::Ingress,
+            Self::FlowLearn | Self::ShortcutLearn => Direction::Egress,
         }
     }
 }

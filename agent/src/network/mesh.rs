@@ -333,5 +333,8 @@ fn loaded_program(program: Program) -> ebpf::Program {
         Program::MeshOut => ebpf::Program::MeshOut,
         Program::FlowLearn => ebpf::Program::FlowLearn,
         Program::FlowReturn => ebpf::Program::FlowReturn,
+        Program::ShortcutIn => ebpf::Program::ShortcutIn,
+        Program::ShortcutLearn => ebpf::Program::ShortcutLearn,
+        Program::ShortcutOut => ebpf::Program::ShortcutOut,
     }
 }

@@ -171,6 +171,12 @@ pub(super) enum Program {
     FlowLearn,
     /// Task port, ingress: sends replies back to that node.
     FlowReturn,
+    /// Ingress end of the veth pair, ingress: packets of balanced connections go straight on.
+    ShortcutIn,
+    /// VXLAN device, egress: remembers what was balanced.
+    ShortcutLearn,
+    /// VXLAN device, ingress: answers go straight back.
+    ShortcutOut,
 }
 
 /// What is in a program's place on a link.
@@ -382,6 +388,9 @@ impl fmt::Display for Program {
             Self::MeshOut => "mesh_out",
             Self::FlowLearn => "flow_learn",
             Self::FlowReturn => "flow_return",
+            Self::ShortcutIn => "shortcut_in",
+            Self::ShortcutLearn => "shortcut_learn",
+            Self::ShortcutOut => "shortcut_out",
         })
     }
 }

@@ -18,8 +18,8 @@ use super::model::{
     Attached, Balanced, FirewallState, IpvsTable, Namespace, Observed, Place, Program,
 };
 use super::names::{
-    HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, LOOPBACK,
-    forwarding_of, is_task_port,
+    HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS,
+    INGRESS_VETH, LOOPBACK, VXLAN, forwarding_of, is_task_port,
 };
 use super::netlink::NetlinkError;
 use super::netns::read_sysctl;
@@ -215,6 +215,8 @@ fn hooks(place: &Place, namespace: &Namespace, indexes: &BTreeMap<String, u32>) 
             Place::Host if name == LOOPBACK => &[],
             Place::Host if name == HOST_VETH => &[Program::MeshOut],
             Place::Host => &[Program::MeshUplink],
+            Place::Ingress if name == INGRESS_VETH => &[Program::ShortcutIn],
+            Place::Ingress if name == VXLAN => &[Program::ShortcutLearn, Program::ShortcutOut],
             Place::Ingress if is_task_port(name) => &[Program::FlowLearn, Program::FlowReturn],
             Place::Ingress | Place::Task(_) => &[],
         };

@@ -497,6 +497,9 @@ impl Draft<'_> {
             port: None,
         };
         self.link(&place, INGRESS_VETH, veth);
+        self.program(&place, INGRESS_VETH, Program::ShortcutIn);
+        self.program(&place, VXLAN, Program::ShortcutLearn);
+        self.program(&place, VXLAN, Program::ShortcutOut);
 
         let namespace = self.at(&place);
         // IPVS looks only at packets that are for this namespace.

@@ -252,3 +252,40 @@ fn a_deleted_ingress_end_is_back() {
         },
     );
 }
+
+#[test]
+fn established_connections_leave_ipvs_alone() {
+    let swarm = swarm();
+    let with_task = swarm.hosts_of("web").unwrap();
+    let hosts = swarm.lab.hosts();
+    let host = hosts
+        .iter()
+        .find(|host| !with_task.contains(host.name()))
+        .unwrap();
+    swarm.wait_answers(host, PORT, 2).unwrap();
+    let service = format!("{}:{PORT}", host.address());
+    let packets = || -> u64 {
+        let table = in_ingress(host, &["ipvsadm", "-Ln", "--stats", "--exact"]).unwrap();
+        let line = table
+            .lines()
+            .find(|line| line.starts_with("TCP") && line.contains(&service))
+            .unwrap();
+        line.split_whitespace().nth(3).unwrap().parse().unwrap()
+    };
+    let before = packets();
+    let url = format!("http://{service}/");
+    let wrk = ["wrk", "-t", "1", "-c", "2", "-d", "2", &url];
+    let said = swarm.lab.client().exec(&wrk).unwrap().success().unwrap();
+    let requests: u64 = said
+        .lines()
+        .find_map(|line| line.trim().split_once(" requests in"))
+        .and_then(|(count, _)| count.parse().ok())
+        .unwrap();
+    assert!(requests > 100, "{said}");
+    // Handshakes, ends, and the packets that renew it.
+    let through_ipvs = packets() - before;
+    assert!(
+        through_ipvs * 5 < requests,
+        "{through_ipvs} packets of {requests} requests"
+    );
+}

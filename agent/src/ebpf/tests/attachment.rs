@@ -20,10 +20,9 @@ fn every_program_loads_and_attaches_at_its_own_hook() {
         let veth0 = veth();
         for program in Program::ALL {
             let name = program.name();
-            let direction = if program == Program::FlowLearn {
-                "egress"
-            } else {
-                "ingress"
+            let direction = match program {
+                Program::FlowLearn | Program::ShortcutLearn => "egress",
+                _ => "ingress",
             };
             assert!(!mesh.is_attached(program, veth0).unwrap());
             assert_eq!(mesh.attach(program, veth0).unwrap(), Attached::Created);

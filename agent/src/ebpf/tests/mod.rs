@@ -8,5 +8,6 @@ mod frame;
 mod maps;
 mod path;
 mod sandbox;
+mod shortcut;
 mod sockets;
 mod verdicts;

@@ -25,7 +25,12 @@ const MAC_A: [u8; 6] = [0x02, 0x42, 10, 255, 0, 2];
 const MAC_B: [u8; 6] = [0x02, 0x42, 10, 255, 0, 3];
 
 /// Verdict, and the packet afterwards. `interface` plays the one the packet is on.
-fn run_on(mesh: &Mesh, program: Program, frame: &[u8], interface: u32) -> (i32, Vec<u8>) {
+pub(super) fn run_on(
+    mesh: &Mesh,
+    program: Program,
+    frame: &[u8],
+    interface: u32,
+) -> (i32, Vec<u8>) {
     // `__sk_buff::ifindex` is the 11th word of the context (linux/bpf.h).
     let mut context = [0_u8; 192];
     context[40..44].copy_from_slice(&interface.to_ne_bytes());

@@ -246,8 +246,11 @@ set neighbour 10.255.0.1 at 02:42:0a:ff:00:01 on eth0 in task-t00000000000000000
 attach program mesh_uplink to docker0 in host
 attach program mesh_uplink to eth0 in host
 attach program mesh_out to sw-e1h in host
+attach program shortcut_in to e1 in ingress
 attach program flow_learn to tt00000000000 in ingress
 attach program flow_return to tt00000000000 in ingress
+attach program shortcut_learn to vx0 in ingress
+attach program shortcut_out to vx0 in ingress
 write the links of the mesh programs
 write the node addresses of the mesh
 write the ingress nodes of the mesh
@@ -320,7 +323,9 @@ set vx0 up in ingress
 set forwarding of 02:42:0a:ff:00:02 to node 192.168.1.2 on vx0 in ingress
 set forwarding of 02:42:0a:ff:01:00 to node 192.168.1.2 on vx0 in ingress
 set forwarding of 02:42:0a:ff:00:02 to port vx0 in ingress
-set forwarding of 02:42:0a:ff:01:00 to port vx0 in ingress";
+set forwarding of 02:42:0a:ff:01:00 to port vx0 in ingress
+attach program shortcut_learn to vx0 in ingress
+attach program shortcut_out to vx0 in ingress";
     assert_eq!(texts(&ops).join("\n"), expected);
 }
 

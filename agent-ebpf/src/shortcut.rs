@@ -1,0 +1,214 @@
+//! The shortcut of established connections: the map, reading a packet for it, and rewriting one.
+//!
+//! IPVS decides. The first packets of a connection go through the ingress namespace's stack, and
+//! where they leave it for the task `shortcut_learn` remembers what IPVS has made of them. From
+//! then on `shortcut_in` and `shortcut_out` do the same to the connection's packets without
+//! routing, bridge and IPVS.
+//!
+//! | packet | way |
+//! |---|---|
+//! | TCP with SYN, FIN or RST, and all that follows a FIN or RST the same way | IPVS |
+//! | first of [`SHORTCUT_RENEWAL_NS`] | IPVS, which keeps its connection entry alive or decides anew |
+//! | IPv6, fragments, options, TTL 1, larger than the MTU | IPVS |
+//! | everything else | shortcut, when there is one |
+//!
+//! What is remembered is never needed: without it a packet goes through IPVS.
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
+use aya_ebpf::helpers::bpf_check_mtu;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{LruHashMap, PerCpuArray};
+use aya_ebpf::programs::TcContext;
+use swarm_ebpf_common::{ShortcutDraft, ShortcutKey, ShortcutValue, capacity, shortcut_state};
+
+use crate::packet::{ETHERNET_LEN, PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, reach, tcp};
+
+#[map(name = "shortcuts")]
+pub static SHORTCUTS: LruHashMap<ShortcutKey, ShortcutValue> =
+    LruHashMap::pinned(capacity::SHORTCUTS, 0);
+
+/// A packet is balanced by the CPU that received it, without a pause, so that one entry a CPU does.
+#[map(name = "shortcut_draft")]
+pub static DRAFT: PerCpuArray<ShortcutDraft> = PerCpuArray::pinned(1, 0);
+
+/// `BPF_MTU_CHK_SEGS`: of a packet that is yet to be segmented, the segments have to fit.
+const MTU_OF_SEGMENTS: u64 = 1;
+/// The flag "more fragments" and the 13 bits of a fragment's offset.
+const FRAGMENT: u16 = 0x3fff_u16.to_be();
+/// Version 4, header of 20 bytes.
+const PLAIN_IPV4: u8 = 0x45;
+
+/// Offsets in the packet.
+const IP: usize = ETHERNET_LEN;
+const TRANSPORT: usize = IP + 20;
+const TCP_CHECKSUM: usize = TRANSPORT + 16;
+const UDP_CHECKSUM: usize = TRANSPORT + 6;
+
+/// Ethernet, IPv4 without options, and the ports of TCP or UDP.
+#[repr(C, packed(2))]
+pub struct Headers {
+    pub macs: [u16; 6],
+    kind: u16,
+    version_and_length: u8,
+    tos: u8,
+    total_len: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+    source_port: u16,
+    destination_port: u16,
+}
+
+const _: () = assert!(size_of::<Headers>() == TRANSPORT + 4);
+
+/// A packet that may take a shortcut.
+pub struct Packet {
+    pub key: ShortcutKey,
+    /// Zero for UDP.
+    pub tcp_flags: u8,
+    pub ttl: u8,
+}
+
+/// Reads a packet; nothing when it never takes a shortcut.
+#[inline(always)]
+pub fn packet(ctx: &TcContext, way: u8) -> Option<Packet> {
+    // SAFETY: the kernel gives every program a valid context.
+    if unsafe { (*ctx.skb.skb).protocol } != PROTOCOL_IPV4 {
+        return None;
+    }
+    let headers = reach::<Headers>(ctx, 0)?;
+    // SAFETY: `reach` compared the end of the headers with the packet's.
+    let headers = unsafe { &*headers };
+    if headers.version_and_length != PLAIN_IPV4 || headers.fragment & FRAGMENT != 0 {
+        return None;
+    }
+    let key = ShortcutKey {
+        source: headers.source,
+        destination: headers.destination,
+        source_port: headers.source_port,
+        destination_port: headers.destination_port,
+        protocol: headers.protocol,
+        way,
+        zero: 0,
+    };
+    let ttl = headers.ttl;
+    let tcp_flags = match headers.protocol {
+        PROTOCOL_TCP => {
+            let flags = reach::<u8>(ctx, TRANSPORT + 13)?;
+            // SAFETY: `reach` compared its end with the packet's.
+            unsafe { *flags }
+        }
+        PROTOCOL_UDP => 0,
+        _ => return None,
+    };
+    Some(Packet {
+        key,
+        tcp_flags,
+        ttl,
+    })
+}
+
+/// Notes what a packet's flags say about the connection.
+#[inline(always)]
+pub fn note_state(known: &mut ShortcutValue, tcp_flags: u8) {
+    if tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        known.state = shortcut_state::CLOSED;
+    } else if tcp_flags & tcp::SYN != 0 {
+        known.state = shortcut_state::OPENING;
+    }
+}
+
+/// Does to a packet what IPVS and the stack would do: one hop less to live, another destination
+/// (inward) or source (outward), and inward the Ethernet addresses. Nothing when it is left as it
+/// was, because it does not fit the next link; an error is the verdict on one that is half done.
+#[inline(always)]
+pub fn rewrite(
+    ctx: &TcContext,
+    packet: &Packet,
+    value: &ShortcutValue,
+    inward: bool,
+) -> Option<Result<(), i32>> {
+    if packet.ttl <= 1 {
+        return None;
+    }
+    let mut mtu = 0_u32;
+    // SAFETY: context and result are valid for the call.
+    let fits = unsafe {
+        bpf_check_mtu(
+            ctx.skb.skb.cast(),
+            value.ifindex,
+            &raw mut mtu,
+            0,
+            MTU_OF_SEGMENTS,
+        )
+    };
+    if fits != 0 {
+        return None;
+    }
+    let headers = reach::<Headers>(ctx, 0)?;
+    let (old_address, old_port) = if inward {
+        (packet.key.destination, packet.key.destination_port)
+    } else {
+        (packet.key.source, packet.key.source_port)
+    };
+    // SAFETY: `reach` compared the end of the headers with the packet's.
+    unsafe {
+        let headers = &mut *headers.cast_mut();
+        if inward {
+            headers.macs = value.macs;
+            headers.destination = value.address;
+            headers.destination_port = value.port;
+        } else {
+            headers.source = value.address;
+            headers.source_port = value.port;
+        }
+        headers.ttl = packet.ttl - 1;
+        // RFC 1624, equation 3: ~(~HC + ~m + m'), in words as they lie in memory.
+        let mut sum = u32::from(!headers.checksum)
+            + less(old_address)
+            + more(value.address)
+            + u32::from(!u16::from_ne_bytes([packet.ttl, 0]))
+            + u32::from(u16::from_ne_bytes([packet.ttl - 1, 0]));
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        headers.checksum = !(sum as u16);
+    }
+    let (offset, mangled) = if packet.key.protocol == PROTOCOL_TCP {
+        (TCP_CHECKSUM, 0)
+    } else {
+        (UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
+    };
+    let address = ctx.skb.l4_csum_replace(
+        offset,
+        u64::from(old_address),
+        u64::from(value.address),
+        u64::from(BPF_F_PSEUDO_HDR) | mangled | 4,
+    );
+    let port = if old_port == value.port {
+        Ok(())
+    } else {
+        ctx.skb.l4_csum_replace(
+            offset,
+            u64::from(old_port),
+            u64::from(value.port),
+            mangled | 2,
+        )
+    };
+    Some(address.and(port).map_err(|_| TC_ACT_SHOT))
+}
+
+/// The two halves of a word, complemented and added.
+#[inline(always)]
+const fn less(word: u32) -> u32 {
+    (!word & 0xffff) + (!word >> 16)
+}
+
+/// The two halves of a word added.
+#[inline(always)]
+const fn more(word: u32) -> u32 {
+    (word & 0xffff) + (word >> 16)
+}

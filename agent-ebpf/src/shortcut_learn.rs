@@ -1,0 +1,76 @@
+//! `shortcut_learn`: tc egress on the ingress namespace's VXLAN device; `flow_learn` does the same
+//! on a task's port. Remembers what IPVS has made of a client's packet.
+
+use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use swarm_ebpf_common::{ShortcutKey, ShortcutValue, shortcut_state, shortcut_way};
+
+use crate::NEXT;
+use crate::packet::reach;
+use crate::shortcut::{DRAFT, Headers, SHORTCUTS, packet};
+
+/// Entry point.
+#[classifier]
+pub fn shortcut_learn(ctx: TcContext) -> i32 {
+    remember(&ctx);
+    NEXT
+}
+
+/// Looks whether this is the packet that `shortcut_in` has left to IPVS, and remembers both ways.
+#[inline(always)]
+pub fn remember(ctx: &TcContext) -> Option<()> {
+    let draft = DRAFT.get_ptr_mut(0)?;
+    // SAFETY: the map owns the value and it belongs to this CPU.
+    let draft = unsafe { &mut *draft };
+    if draft.key.way == 0 {
+        return None;
+    }
+    let packet = packet(ctx, shortcut_way::IN)?;
+    let (asked, given) = (draft.key, packet.key);
+    if (asked.source, asked.source_port, asked.protocol)
+        != (given.source, given.source_port, given.protocol)
+    {
+        return None;
+    }
+    draft.key.way = 0;
+    let headers = reach::<Headers>(ctx, 0)?;
+    // SAFETY: `reach` compared the end of the headers with the packet's; the kernel gives every
+    // program a valid context; a helper without arguments.
+    let (macs, ifindex, now_ns) = unsafe {
+        (
+            (*headers).macs,
+            (*ctx.skb.skb).ifindex,
+            bpf_ktime_get_coarse_ns(),
+        )
+    };
+    let inward = ShortcutValue {
+        balanced_ns: now_ns,
+        address: given.destination,
+        port: given.destination_port,
+        state: shortcut_state::OPEN,
+        ifindex,
+        macs,
+    };
+    let back = ShortcutKey {
+        source: given.destination,
+        destination: given.source,
+        source_port: given.destination_port,
+        destination_port: given.source_port,
+        protocol: given.protocol,
+        way: shortcut_way::OUT,
+        zero: 0,
+    };
+    let outward = ShortcutValue {
+        balanced_ns: 0,
+        address: asked.destination,
+        port: asked.destination_port,
+        state: shortcut_state::OPEN,
+        ifindex: draft.ifindex,
+        macs: [0; 6],
+    };
+    // The way out first: a packet inward without it only costs its answer the shortcut.
+    SHORTCUTS.insert(back, outward, u64::from(BPF_ANY)).ok()?;
+    SHORTCUTS.insert(asked, inward, u64::from(BPF_ANY)).ok()
+}
