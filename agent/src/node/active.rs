@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::control_process::{ControlProcess, Running};
+use super::host_networks::host_networks;
 use crate::config::Config;
 use crate::dns::{Asker, HOST_RESOLV_CONF, NameServerConfig, NameServers, SocketStore};
 use crate::identity::{Connector, Credentials, Membership, StateStore, TlsError};
@@ -323,6 +324,7 @@ fn describe(config: &Config, membership: &Membership) -> NodeDescription {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         engine_labels: config.labels.iter().cloned().collect(),
         data_path_address: Some(membership.data_path_address),
+        host_networks: host_networks(),
     }
 }
 

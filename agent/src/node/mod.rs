@@ -11,6 +11,7 @@
 mod active;
 mod address;
 mod control_process;
+mod host_networks;
 mod lifecycle;
 mod local;
 mod lock;

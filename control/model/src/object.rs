@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -151,6 +152,8 @@ pub struct NodeDescription {
     pub engine_labels: BTreeMap<String, String>,
     /// The address that VXLAN packets to it are sent to.
     pub data_path_address: Option<IpAddr>,
+    /// The IPv4 networks that its interfaces are on, as far as the swarm does not make them.
+    pub host_networks: Vec<Ipv4Net>,
 }
 
 /// An operating system and an architecture, in Docker's words (`linux`, `x86_64`).

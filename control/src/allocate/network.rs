@@ -13,8 +13,9 @@ use crate::store::State;
 const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8);
 const CHOSEN_LEN: u8 = 24;
 
-/// How far around a node's address no subnet is chosen while there are others: the hosts' own
-/// network is often that large, and what else is on it would be out of reach of tasks.
+/// How far around a node's address no subnet is chosen while there are others, beside the networks
+/// that nodes say they are on: the hosts' own network is often that large, and what else is there
+/// would be out of reach of tasks.
 const SPARED_LEN: u8 = 16;
 
 /// Why there can be no such network.
@@ -197,9 +198,11 @@ fn choose(state: &State, last: Option<Ipv4Net>) -> Option<Ipv4Net> {
             IpAddr::V6(_) => None,
         })
     };
-    // A whole number of pieces each, so that what is spared is what is skipped.
     let around = |len| nodes().map(move |address| Ipv4Net::new_assert(address, len).trunc());
-    let spared = merged(around(SPARED_LEN));
+    let on = state
+        .nodes()
+        .flat_map(|node| &node.description.host_networks);
+    let spared = merged(around(SPARED_LEN).chain(on.copied()));
     let inside = merged(around(CHOSEN_LEN));
     next_piece(last, &[&taken, &spared]).or_else(|| next_piece(last, &[&taken, &inside]))
 }

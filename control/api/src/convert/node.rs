@@ -10,6 +10,7 @@ use super::field::{
     each, epoch_ms, id, labels_to_wire, optional_id, optional_ip, optional_ipv4, optional_text,
     or_default, parsed,
 };
+use super::network::SUBNET;
 use crate::v1;
 
 impl TryFrom<v1::Node> for Node {
@@ -105,6 +106,7 @@ impl TryFrom<v1::NodeDescription> for NodeDescription {
             agent_version,
             engine_labels,
             data_path_address,
+            host_networks,
         } = message;
         Ok(Self {
             hostname,
@@ -117,6 +119,10 @@ impl TryFrom<v1::NodeDescription> for NodeDescription {
                 "node.description.data_path_address",
                 &data_path_address,
             )?,
+            host_networks: host_networks
+                .iter()
+                .map(|text| parsed("node.description.host_networks", SUBNET, text))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -131,6 +137,7 @@ impl From<&NodeDescription> for v1::NodeDescription {
             agent_version,
             engine_labels,
             data_path_address,
+            host_networks,
         } = description;
         Self {
             hostname: hostname.clone(),
@@ -141,6 +148,7 @@ impl From<&NodeDescription> for v1::NodeDescription {
             agent_version: agent_version.clone(),
             engine_labels: labels_to_wire(engine_labels),
             data_path_address: optional_text(*data_path_address),
+            host_networks: host_networks.iter().map(ToString::to_string).collect(),
         }
     }
 }

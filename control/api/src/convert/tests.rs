@@ -130,6 +130,7 @@ fn description() -> impl Strategy<Value = NodeDescription> {
         any::<u64>(),
         labels(),
         option::of(ip()),
+        vec(subnet(), 0..3),
     )
         .prop_map(
             |(
@@ -138,6 +139,7 @@ fn description() -> impl Strategy<Value = NodeDescription> {
                 memory_bytes,
                 engine_labels,
                 data_path_address,
+                host_networks,
             )| NodeDescription {
                 hostname,
                 platform: Platform { os, architecture },
@@ -146,6 +148,7 @@ fn description() -> impl Strategy<Value = NodeDescription> {
                 agent_version,
                 engine_labels,
                 data_path_address,
+                host_networks,
             },
         )
 }

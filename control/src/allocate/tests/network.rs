@@ -173,6 +173,26 @@ fn subnets_keep_off_the_hosts_own_network() {
 }
 
 #[test]
+fn subnets_keep_off_the_networks_that_hosts_are_on() {
+    let mut swarm = Scenario::with_nodes(&["h1"]);
+    swarm.edit_node("h1", |node| {
+        let networks = ["172.17.0.0/16", "10.0.0.0/12", "10.16.7.0/24"];
+        let networks = networks.map(|text| text.parse().expect("a network"));
+        node.description.host_networks = networks.into();
+    });
+    let first = swarm.add_network("first", |_| {});
+    assert_eq!(subnet(&swarm, &first), "10.16.0.0/24");
+    // Whoever asks for it knows what it hides.
+    swarm.add_network("named", |spec| spec.subnet = "10.1.0.0/24".parse().ok());
+    // A host on the whole of the pool leaves no other choice.
+    swarm.edit_node("h1", |node| {
+        node.description.host_networks = vec!["10.0.0.0/8".parse().expect("a network")];
+    });
+    let next = swarm.add_network("next", |_| {});
+    assert_eq!(subnet(&swarm, &next), "10.16.1.0/24");
+}
+
+#[test]
 fn ids_and_subnets_come_round() {
     let mut swarm = Scenario::with_nodes(&["h1"]);
     let first = swarm.add_network("first", |_| {});
