@@ -223,6 +223,6 @@ pub(super) fn exhausted(network: &Network) -> String {
 
 /// Whether the task's addresses are not to be given to another. A task on a lost node may still run
 /// there, so it keeps its addresses until it is forgotten.
-pub(super) fn owns(task: &Task) -> bool {
+fn owns(task: &Task) -> bool {
     !task.status.state.is_terminal() || task.status.state == TaskState::Orphaned
 }

@@ -2,7 +2,7 @@
 
 use swarm_model::{EndpointMode, NetworkId, Service, Vip};
 
-use super::address::{Pools, exhausted, owns};
+use super::address::{Pools, exhausted};
 use crate::store::State;
 
 /// The virtual addresses that `service` is to have, and what keeps it from having all of them;
@@ -59,11 +59,12 @@ fn wanted(state: &State, service: &Service) -> Vec<NetworkId> {
     networks
 }
 
-/// Whether a task of `service` is on `network`.
+/// Whether a task of `service` is on `network`. One that was lost with its node does not count: it is
+/// nobody's endpoint, and its record may stay for as long as the service does.
 fn is_on(state: &State, service: &Service, network: &NetworkId) -> bool {
     state
         .tasks_of_service(&service.id)
-        .filter(|task| owns(task))
+        .filter(|task| !task.status.state.is_terminal())
         .flat_map(|task| &task.attachments)
         .any(|attachment| attachment.network == *network)
 }

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use swarm_model::{
-    EndpointMode, NetworkCursor, NetworkId, NetworkSpec, ServiceId, TaskState, Timestamp, Vni,
+    EndpointMode, NetworkCursor, NetworkId, NetworkSpec, NodeState, ServiceId, TaskState,
+    Timestamp, Vni,
 };
 
 use crate::allocate::{NoNetwork, make_network};
@@ -421,4 +422,40 @@ fn a_service_leaves_a_network_with_its_last_task_there() {
     assert_eq!(networks(&swarm), [back], "until its last task is gone");
     swarm.run();
     assert_eq!(swarm.state.services().count(), 0);
+}
+
+#[test]
+fn a_lost_task_holds_no_service_on_a_network() {
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let front = swarm.add_network("front", |_| {});
+    let web = swarm.add_service("web", 2, on(&front));
+    swarm.run();
+    swarm.set_node_state("h2", NodeState::Down);
+    swarm.run();
+    let states: Vec<_> = swarm
+        .tasks(&web)
+        .iter()
+        .map(|task| task.status.state)
+        .collect();
+    assert!(states.contains(&TaskState::Orphaned), "{states:?}");
+    swarm.edit_service(&web, |spec| spec.task.networks.clear());
+    swarm.run();
+    assert!(vip(&swarm, &web).is_empty());
+    // What it was given is not another's, since it may still run.
+    let lost = swarm.tasks(&web).into_iter();
+    let lost: Vec<_> = lost
+        .filter(|task| task.status.state == TaskState::Orphaned)
+        .flat_map(|task| task.attachments)
+        .map(|attachment| attachment.address)
+        .collect();
+    assert!(!lost.is_empty());
+    let many = swarm.add_service("many", 252 - lost.len() as u64, on(&front));
+    swarm.run();
+    assert_eq!(swarm.running(&many).len() + lost.len(), 252);
+    assert!(
+        addresses(&swarm, &many)
+            .iter()
+            .flatten()
+            .all(|address| !lost.contains(address))
+    );
 }
