@@ -91,12 +91,10 @@ fn a_download_survives_the_death_of_the_agent_and_of_the_manager() {
     let swarm = swarm();
     for host in swarm.lab.hosts() {
         let url = format!("http://{}:{PORT}/slow", host.address());
-        // 256 kB/s: still running when everything below has happened.
-        let mut download = swarm
-            .lab
-            .client()
-            .spawn(&["curl", "-sSf", "-o", "/dev/null", &url])
-            .unwrap();
+        let file = format!("/tmp/download-{}", host.name());
+        // 256 kB/s: still running when everything below has happened. Unbuffered, to see it go on.
+        let client = swarm.lab.client();
+        let mut download = client.spawn(&["curl", "-sSfN", "-o", &file, &url]).unwrap();
         let received = |host: &Host| -> Result<u64> {
             let table = in_ingress(host, &["ipvsadm", "-Ln", "--connection"])?;
             Ok(table
@@ -116,11 +114,8 @@ fn a_download_survives_the_death_of_the_agent_and_of_the_manager() {
         }
         swarm.wait_ready().unwrap();
         let bytes = || -> Result<u64> {
-            let text = in_ingress(host, &["ipvsadm", "-Ln", "--stats", "--exact"])?;
-            Ok(text
-                .lines()
-                .filter_map(|line| line.split_whitespace().last()?.parse::<u64>().ok())
-                .sum())
+            let size = client.exec(&["stat", "-c", "%s", &file])?.success()?;
+            Ok(size.trim().parse()?)
         };
         let before = bytes().unwrap();
         wait_until(REPAIR_DEADLINE, "the download goes on", || {
