@@ -36,6 +36,10 @@ use tracing_subscriber::EnvFilter;
 use config::Config;
 pub(crate) use error_text::error_text;
 
+/// What is logged unless `SWARM_LOG` says otherwise. The DNS codec warns of what it reads, and what it
+/// reads is whatever a container sends.
+const LOGGED: &str = "info,hickory_proto=error";
+
 /// The node daemon of a swarm.
 #[derive(clap::Parser)]
 #[command(version, about)]
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
     drop(dns::SocketStore::of_process());
     tracing_subscriber::fmt()
         .with_env_filter(
-            EnvFilter::try_from_env("SWARM_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+            EnvFilter::try_from_env("SWARM_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED)),
         )
         .with_writer(std::io::stderr)
         .init();
