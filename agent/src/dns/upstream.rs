@@ -22,7 +22,7 @@ use super::forward::{Forward, Incoming};
 use super::resolv_conf::ResolvConf;
 
 /// How often a server is asked for one query: each time the next one, when there are several.
-const TRIES: usize = 2;
+const TRIES: u32 = 2;
 
 /// How long one of them may take. Both are over before the C libraries give up (5 s).
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -100,16 +100,25 @@ impl Upstream {
         let Ok(_permit) = self.in_flight.try_acquire() else {
             return forward.failure();
         };
+        // Around all of it: the file is read from a disk, and who waits for that is not held up either.
+        let answer = timeout(TRY_TIMEOUT * TRIES, self.tries(forward)).await;
+        answer.ok().flatten().unwrap_or_else(|| forward.failure())
+    }
+
+    /// What one server after the other says; the last failure, when there is nothing better.
+    async fn tries(&self, forward: &Forward) -> Option<Vec<u8>> {
         let conf = self.conf().await;
         let mut failure = None;
-        for server in conf.servers.iter().cycle().take(TRIES) {
+        for server in conf.servers.iter().cycle().take(TRIES as usize) {
             match timeout(TRY_TIMEOUT, exchange(forward, *server)).await {
-                Ok(Some(Incoming::Answer(answer) | Incoming::Truncated(answer))) => return answer,
+                Ok(Some(Incoming::Answer(answer) | Incoming::Truncated(answer))) => {
+                    return Some(answer);
+                }
                 Ok(Some(Incoming::Failure(answer))) => failure = Some(answer),
                 Ok(Some(Incoming::Stray) | None) | Err(_) => {}
             }
         }
-        failure.unwrap_or_else(|| forward.failure())
+        failure
     }
 }
 
