@@ -206,11 +206,12 @@ impl Refusal {
             | Self::Rename(_)
             | Self::Token(Refused::Invalid(_)) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
+            // What gRPC says for: read again and repeat.
+            Self::OutOfSequence => Code::Aborted,
             Self::NameTaken { .. } | Self::PortTaken { .. } | Self::NetworkNameTaken { .. } => {
                 Code::AlreadyExists
             }
             Self::BeingRemoved(_)
-            | Self::OutOfSequence
             | Self::NetworkInUse { .. }
             | Self::IngressNetwork
             | Self::NodeNotDown { .. }

@@ -223,7 +223,7 @@ async fn an_update_counts_templates_and_keeps_the_spec_before_it() {
 
     refused(
         client.update(&third, scaled).await,
-        Code::FailedPrecondition,
+        Code::Aborted,
         "update out of sequence: the service changed since it was read; read it again and repeat",
     );
     refused(

@@ -13,7 +13,8 @@ pub(super) use create::parse_label;
 
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
-use swarm_model::Service;
+use swarm_model::{Service, ServiceSpec};
+use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::connect::{Sockets, answer, request};
@@ -60,16 +61,33 @@ async fn find(control: &mut ControlClient<Channel>, reference: &str) -> anyhow::
     Ok(Service::try_from(found.service.unwrap_or_default())?)
 }
 
-/// Replaces the spec of `service`, unless somebody else did so since it was read.
-async fn replace_spec(
+/// How often a change is made anew before it is given up. The swarm changes a service itself when it
+/// gives it an address or a port, a moment after it was made or updated.
+const EDITS_MAX: usize = 5;
+
+/// Makes `change` to the spec of the service that `reference` names; anew where the service was
+/// changed since it was read.
+async fn edit(
     control: &mut ControlClient<Channel>,
-    service: &Service,
-) -> anyhow::Result<()> {
-    let message = v1::UpdateServiceRequest {
-        id: service.id.to_string(),
-        version: service.meta.version,
-        spec: Some((&service.spec).into()),
-    };
-    answer(control.update_service(request(message)).await)?;
-    Ok(())
+    reference: &str,
+    change: impl Fn(&mut ServiceSpec) -> anyhow::Result<()>,
+) -> anyhow::Result<Service> {
+    let mut edits = 0;
+    loop {
+        edits += 1;
+        let mut service = find(control, reference).await?;
+        change(&mut service.spec)?;
+        let message = v1::UpdateServiceRequest {
+            id: service.id.to_string(),
+            version: service.meta.version,
+            spec: Some((&service.spec).into()),
+        };
+        match control.update_service(request(message)).await {
+            Err(status) if status.code() == Code::Aborted && edits < EDITS_MAX => {}
+            result => {
+                answer(result)?;
+                return Ok(service);
+            }
+        }
+    }
 }

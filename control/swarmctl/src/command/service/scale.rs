@@ -20,9 +20,11 @@ impl Scale {
         let mut control = sockets.control().await?;
         let mut changed = Vec::with_capacity(self.services.len());
         for (reference, replicas) in self.services {
-            let mut service = super::find(&mut control, &reference).await?;
-            service.spec.mode = ServiceMode::Replicated { replicas };
-            super::replace_spec(&mut control, &service).await?;
+            let service = super::edit(&mut control, &reference, |spec| {
+                spec.mode = ServiceMode::Replicated { replicas };
+                Ok(())
+            });
+            let service = service.await?;
             println!("{reference} scaled to {replicas}");
             changed.push(service.id);
         }

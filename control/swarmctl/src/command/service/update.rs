@@ -75,13 +75,21 @@ pub(crate) struct Update {
 impl Update {
     pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
         let mut control = sockets.control().await?;
-        let mut service = super::find(&mut control, &self.service).await?;
-        let networks = &mut service.spec.task.networks;
+        let mut removed = Vec::with_capacity(self.network_rm.len());
         for reference in &self.network_rm {
-            detach(&mut control, networks, reference).await?;
+            removed.push((
+                reference.as_str(),
+                network_id(&mut control, reference).await?,
+            ));
         }
-        self.change(&mut service.spec);
-        super::replace_spec(&mut control, &service).await?;
+        let service = super::edit(&mut control, &self.service, |spec| {
+            for (reference, id) in &removed {
+                detach(spec, reference, id)?;
+            }
+            self.change(spec);
+            Ok(())
+        });
+        let service = service.await?;
         println!("{}", self.service);
         self.waiting.wait(&mut control, &service.id).await
     }
@@ -131,18 +139,22 @@ impl Update {
     }
 }
 
-/// Takes the network that `reference` means out of `networks`, which name theirs by id.
-async fn detach(
+/// The id of the network that `reference` means.
+async fn network_id(
     control: &mut ControlClient<Channel>,
-    networks: &mut Vec<NetworkAttachmentSpec>,
     reference: &str,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<String> {
     let message = v1::GetNetworkRequest {
         reference: reference.to_owned(),
         verbose: false,
     };
     let found = answer(control.get_network(request(message)).await)?;
-    let id = found.network.unwrap_or_default().id;
+    Ok(found.network.unwrap_or_default().id)
+}
+
+/// Takes network `id`, which is called `reference`, out of `spec`, which names networks by id.
+fn detach(spec: &mut ServiceSpec, reference: &str, id: &str) -> anyhow::Result<()> {
+    let networks = &mut spec.task.networks;
     let before = networks.len();
     networks.retain(|network| network.target != id);
     if networks.len() == before {
@@ -197,5 +209,12 @@ mod tests {
             assert_eq!(spec.endpoint.mode, mode);
         }
         assert_eq!(spec.task.networks[0].aliases, ["www"]);
+        detach(&mut spec, "front", "front").expect("it is attached");
+        assert_eq!(spec.task.networks.len(), 1);
+        let again = detach(&mut spec, "front", "front").expect_err("it is not any more");
+        assert_eq!(
+            again.to_string(),
+            "the service is not attached to network front"
+        );
     }
 }
