@@ -41,10 +41,12 @@ pub(super) struct Balance {
 }
 
 /// What `services` publish on a node with these addresses. Of two services with the same port the
-/// first has it.
+/// first has it. At the node's IPv6 addresses tasks answer with what
+/// `task6` makes of theirs; one for which that is nothing does not.
 pub(super) fn balance<'a>(
     services: impl IntoIterator<Item = &'a Service>,
     addresses: &NodeAddresses,
+    task6: impl Fn(IpAddr) -> Option<IpAddr>,
 ) -> Balance {
     let mut balance = Balance::default();
     let mut taken = BTreeSet::new();
@@ -53,7 +55,7 @@ pub(super) fn balance<'a>(
             let answers = port.mode == PublishMode::Ingress
                 || service.backends.iter().any(|backend| backend.local);
             if answers && taken.insert((port.protocol, port.published)) {
-                balance.publish(service, port, addresses);
+                balance.publish(service, port, addresses, &task6);
             }
         }
     }
@@ -61,9 +63,19 @@ pub(super) fn balance<'a>(
 }
 
 impl Balance {
-    fn publish(&mut self, service: &Service, port: &PortConfig, addresses: &NodeAddresses) {
-        let destinations = destinations(port, &service.backends);
-        let order: Vec<_> = destinations.keys().copied().collect();
+    fn publish(
+        &mut self,
+        service: &Service,
+        port: &PortConfig,
+        addresses: &NodeAddresses,
+        task6: impl Fn(IpAddr) -> Option<IpAddr>,
+    ) {
+        let over_ipv4 = destinations(port, &service.backends);
+        let over_ipv6 = over_ipv4.iter().filter_map(|(key, config)| {
+            let address = task6(key.address)?;
+            Some((DestinationKey { address, ..*key }, *config))
+        });
+        let over_ipv6: BTreeMap<_, _> = over_ipv6.collect();
         let bound = addresses
             .iter()
             .filter(|(at, links)| binds(port, **at, links));
@@ -78,6 +90,10 @@ impl Balance {
                 restricted: !port.sources.is_empty(),
             };
             self.published.insert(entry, published);
+            let destinations = match address {
+                IpAddr::V4(_) => &over_ipv4,
+                IpAddr::V6(_) => &over_ipv6,
+            };
             if destinations.is_empty() {
                 continue;
             }
@@ -93,7 +109,7 @@ impl Balance {
             let balanced = Balanced {
                 config: config(key, port),
                 destinations: destinations.clone(),
-                order: order.clone(),
+                order: destinations.keys().copied().collect(),
             };
             self.table.insert(key, balanced);
         }

@@ -278,6 +278,9 @@ impl Connection {
             None => {
                 message.header.protocol = RouteProtocol::Kernel;
                 message.header.scope = RouteScope::Link;
+                // As the kernel's own, so that there are not two.
+                let [metric, _] = route_metrics(destination.addr());
+                message.attributes.push(RouteAttribute::Priority(metric));
             }
         }
         if let Some(mtu) = route.mtu {
@@ -370,6 +373,15 @@ fn with_properties<T>(
         .fold(builder, LinkMessageBuilder::append_extra_attribute)
 }
 
+/// The metrics that routes get where none is given: those on the link of an address, and others
+/// (`IP6_RT_PRIO_ADDRCONF`, `IP6_RT_PRIO_USER`, include/uapi/linux/ipv6_route.h).
+pub(super) fn route_metrics(address: IpAddr) -> [u32; 2] {
+    match address {
+        IpAddr::V4(_) => [0, 0],
+        IpAddr::V6(_) => [256, 1024],
+    }
+}
+
 fn family(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
@@ -382,7 +394,11 @@ fn address_message(index: u32, address: IpNet) -> AddressMessage {
     message.header.family = family(address.addr());
     message.header.prefix_len = address.prefix_len();
     message.header.scope = AddressScope::Universe;
-    message.header.flags = AddressHeaderFlags::empty();
+    message.header.flags = match address {
+        IpNet::V4(_) => AddressHeaderFlags::empty(),
+        // Usable at once: nobody else has it.
+        IpNet::V6(_) => AddressHeaderFlags::Nodad,
+    };
     message.header.index = index;
     message
         .attributes

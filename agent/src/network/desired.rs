@@ -2,9 +2,9 @@
 //! mutably.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use swarm_model::{NetworkId, NodeId, PortConfig, ServiceId, TaskId};
 
 /// Everything the kernel of this node is to hold.
@@ -78,6 +78,18 @@ pub(crate) struct IngressNetwork {
     pub(crate) vni: u32,
     /// The network's addresses.
     pub(crate) subnet: IpNet,
+    /// Its IPv6 addresses, with a prefix of at most 96 bits; nothing for a network of IPv4 alone.
+    pub(crate) subnet6: Option<Ipv6Net>,
+}
+
+/// The IPv6 address of whoever has `address` on a network: nobody allocates it, it is the prefix of
+/// `subnet6` with the IPv4 address in its last four bytes. Nothing for an IPv6 address.
+pub(crate) fn address6(subnet6: Ipv6Net, address: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V4(address) = address else {
+        return None;
+    };
+    let prefix = subnet6.trunc().addr().to_bits();
+    Some(Ipv6Addr::from_bits(prefix | u128::from(address.to_bits())).into())
 }
 
 /// Another node.

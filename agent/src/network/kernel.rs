@@ -13,9 +13,9 @@ use super::connection::{ConnectError, Connection};
 use super::firewall::FirewallHandle;
 use super::mesh::{LoadedMesh, MeshHandle};
 use super::model::Place;
-use super::names::{INGRESS_NETNS, TASK_NETNS_PREFIX};
+use super::names::{INGRESS_NETNS, IPV6_SETTING, TASK_NETNS_PREFIX};
 use super::netlink::NetlinkError;
-use super::netns::{Netns, NetnsDir, NetnsError};
+use super::netns::{Netns, NetnsDir, NetnsError, read_sysctl};
 
 /// Why something in the kernel could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +118,8 @@ pub(super) struct Kernel {
     pub(super) mesh: MeshHandle,
     /// The host's nf_tables, once they were opened.
     firewall: Option<FirewallHandle>,
+    /// Whether the kernel does IPv6, once that was asked.
+    ipv6: Option<bool>,
 }
 
 impl Kernel {
@@ -131,6 +133,7 @@ impl Kernel {
             ipvs: None,
             mesh: MeshHandle::new(bpffs_dir),
             firewall: None,
+            ipv6: None,
         })
     }
 
@@ -178,6 +181,25 @@ impl Kernel {
             self.ipvs = None;
         }
         Ok(Connection::open(netns)?)
+    }
+
+    /// Whether the kernel does IPv6; asked, and said in the log where not, once.
+    pub(super) fn ipv6(&mut self) -> Result<bool, KernelError> {
+        if let Some(ipv6) = self.ipv6 {
+            return Ok(ipv6);
+        }
+        let outcome = self
+            .at(&Place::Host)?
+            .netns
+            .run(|| read_sysctl(IPV6_SETTING))?;
+        let setting = outcome.map_err(|source| KernelError::Sysctl {
+            key: IPV6_SETTING.to_owned(),
+            source,
+        })?;
+        if setting.is_none() {
+            tracing::info!("the kernel has no IPv6: published ports and tasks have IPv4 alone");
+        }
+        Ok(*self.ipv6.insert(setting.is_some()))
     }
 
     /// The connection into a namespace.

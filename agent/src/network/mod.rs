@@ -23,8 +23,11 @@
 //! * Any prefix of a plan is safe: a port is published last and withdrawn first.
 //!
 //! Deliberately absent: anything that runs another program, and any state between two passes but
-//! open sockets and what was last written into the eBPF maps. Address families: every type takes IPv6 addresses; [`observe`] and [`wanted`] deal
-//! with IPv4 alone so far.
+//! open sockets and what was last written into the eBPF maps.
+//!
+//! IPv6 is beside IPv4 wherever the ingress network has an IPv6 subnet and the kernel does IPv6:
+//! every address on the network has a twin ([`address6`](desired::address6)) with the same MAC
+//! address. Without either, nothing of IPv6 is made.
 
 mod balance;
 mod connection;

@@ -116,7 +116,7 @@ pub(super) struct PortFlags {
     pub(super) multicast_flood: bool,
     /// Send broadcast frames.
     pub(super) broadcast_flood: bool,
-    /// Answer ARP requests for what lies behind the port from the bridge's neighbours instead of
+    /// Answer ARP requests and neighbour solicitations for what lies behind the port from the bridge's neighbours instead of
     /// sending them.
     pub(super) neighbour_suppress: bool,
 }
@@ -193,9 +193,10 @@ pub(super) enum Attached {
 pub(super) struct Namespace {
     /// Links by name.
     pub(super) links: BTreeMap<String, Link>,
-    /// Addresses of global scope by link.
+    /// Addresses of global scope by link. Of IPv6 only those that stay: no temporary ones (RFC
+    /// 8981), and none that are, or have turned out to be, somebody else's.
     pub(super) addresses: BTreeSet<(String, IpNet)>,
-    /// Unicast routes of the main table with metric 0.
+    /// Unicast routes of the main table with the metric the kernel gives by itself.
     pub(super) routes: BTreeMap<IpNet, Route>,
     /// Permanent neighbours by link.
     pub(super) neighbours: BTreeMap<(String, IpAddr), Mac>,
@@ -358,6 +359,8 @@ pub(super) struct Observed {
     pub(super) listeners: BTreeSet<Listener>,
     /// The host's nf_tables, or why there are none.
     pub(super) firewall: Result<FirewallState, String>,
+    /// Whether the kernel does IPv6.
+    pub(super) ipv6: bool,
 }
 
 impl Observed {

@@ -1,6 +1,6 @@
 //! Fixed names, numbers and kernel settings of the data plane.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use swarm_model::TaskId;
 
@@ -30,6 +30,9 @@ pub(super) const TASK_NETNS_PREFIX: &str = "task-";
 /// of the veth pair, in the link-local range (RFC 3927), where nothing routed can lie. The host
 /// does not carry it; a permanent neighbour entry says which MAC address it has.
 pub(super) const EGRESS_GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 1));
+/// The same for IPv6, from fe80::/10 (RFC 4291), with the same MAC address.
+pub(super) const EGRESS_GATEWAY6: IpAddr =
+    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xff01));
 /// Next hop of the host's route into the ingress network: stands for `e1`, and gives it a MAC
 /// address by the same rule as everything else. No interface carries it.
 pub(super) const EGRESS_LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 2));
@@ -54,6 +57,10 @@ pub(super) fn host_address(ingress: IpAddr) -> Option<IpAddr> {
 pub(super) const VXLAN_PORT: u16 = 4789;
 /// What VXLAN adds to a packet over IPv4: outer IP 20, UDP 8, VXLAN 8, inner Ethernet 14 bytes.
 pub(super) const VXLAN_OVERHEAD: u32 = 50;
+/// The same over IPv6, whose header has 40 bytes.
+pub(super) const VXLAN_OVERHEAD6: u32 = 70;
+/// The smallest MTU with which the kernel does IPv6 on a link (RFC 8200, section 5).
+pub(super) const IPV6_MIN_MTU: u32 = 1280;
 /// MTU assumed for an underlay that is not there: Ethernet's.
 pub(super) const DEFAULT_MTU: u32 = 1500;
 
@@ -125,3 +132,42 @@ pub(super) const HOST_IS_ROUTER: &str = "ipv4/ip_forward";
 pub(super) fn forwarding_of(name: &str) -> String {
     format!("ipv4/conf/{name}/forwarding")
 }
+
+/// Tells by its existence whether the kernel does IPv6.
+pub(super) const IPV6_SETTING: &str = "ipv6/conf/all/disable_ipv6";
+
+/// Settings of the ingress namespace for IPv6.
+pub(super) const INGRESS_SYSCTLS6: &[(&str, &str)] = &[
+    // The host may have been started with it disabled.
+    (IPV6_SETTING, "0"),
+    ("ipv6/conf/default/disable_ipv6", "0"),
+    ("ipv6/conf/all/forwarding", "1"),
+    // No link here needs an address of its own making: without one there are no redirects, no
+    // router solicitations and no duplicate address detection.
+    ("ipv6/conf/default/addr_gen_mode", "1"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/autoconf", "0"),
+];
+
+/// Settings of a task's namespace for IPv6. They are made before its interface is, and then left
+/// to the container.
+pub(super) const TASK_SYSCTLS6: &[(&str, &str)] = &[
+    (IPV6_SETTING, "0"),
+    ("ipv6/conf/default/disable_ipv6", "0"),
+    // Addresses are given and unique; there is no router to wait for.
+    ("ipv6/conf/all/accept_dad", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/autoconf", "0"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+];
+
+/// Whether the container wants no IPv6 on its interface, as with
+/// `--sysctl net.ipv6.conf.all.disable_ipv6=1`.
+pub(super) const TASK_WITHOUT_IPV6: &str = "ipv6/conf/eth0/disable_ipv6";
+
+/// In the host's namespace: as [`HOST_LINK_SYSCTLS`], and no address of the link's own making.
+pub(super) const HOST_LINK_SYSCTLS6: &[(&str, &str, &str)] = &[
+    (HOST_VETH, "ipv6/conf/sw-e1h/forwarding", "1"),
+    (HOST_VETH, "ipv6/conf/sw-e1h/addr_gen_mode", "1"),
+];

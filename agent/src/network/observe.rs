@@ -5,6 +5,7 @@ mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use netlink_packet_route::AddressFamily;
 use nix::errno::Errno;
 use swarm_ipvs::IpvsError;
 
@@ -18,8 +19,9 @@ use super::model::{
     Attached, Balanced, FirewallState, IpvsTable, Namespace, Observed, Place, Program,
 };
 use super::names::{
-    HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS,
-    INGRESS_VETH, LOOPBACK, VXLAN, forwarding_of, is_task_port,
+    HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6, HOST_VETH, INGRESS_LINK_SYSCTLS,
+    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, LOOPBACK, TASK_DEVICE, TASK_WITHOUT_IPV6,
+    VXLAN, forwarding_of, is_task_port,
 };
 use super::netlink::NetlinkError;
 use super::netns::read_sysctl;
@@ -38,12 +40,13 @@ struct Seen {
 /// namespace taken as missing; anything else that cannot be read is an error.
 pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), KernelError> {
     let mut failures = kernel.connect()?;
+    let families = families(kernel.ipv6()?);
     let Kernel { open, mesh, .. } = kernel;
     // Loaded first: what is attached is told by comparing with what is loaded.
     let mut mesh = mesh.load();
     let mut seen = BTreeMap::new();
     for (place, connection) in open.iter_mut() {
-        match read(place, connection, mesh.as_deref().ok()) {
+        match read(place, connection, families, mesh.as_deref().ok()) {
             Ok(content) => {
                 seen.insert(place.clone(), content);
             }
@@ -85,6 +88,7 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
             default_uplink,
             listeners,
             firewall,
+            ipv6: families.len() > 1,
         },
         failures,
     ))
@@ -136,16 +140,27 @@ fn ipvs_table(kernel: &mut Kernel) -> Result<Result<IpvsTable, String>, KernelEr
     Ok(Ok(table))
 }
 
+/// The address families of the kernel. One that it has not, it would answer for with all others.
+fn families(ipv6: bool) -> &'static [AddressFamily] {
+    const ALL: &[AddressFamily] = &[AddressFamily::Inet, AddressFamily::Inet6];
+    if ipv6 { ALL } else { &ALL[..1] }
+}
+
 fn read(
     place: &Place,
     connection: &mut Connection,
+    families: &[AddressFamily],
     mesh: Option<&LoadedMesh>,
 ) -> Result<Seen, KernelError> {
     let mut namespace = Namespace::default();
     let peers = links::read(connection, &mut namespace)?;
-    tables::read_addresses(connection, &mut namespace)?;
-    let default_link = tables::read_routes(connection, &mut namespace)?;
-    tables::read_neighbours(connection, &mut namespace)?;
+    let mut default_link = None;
+    for &family in families {
+        tables::read_addresses(connection, family, &mut namespace)?;
+        let found = tables::read_routes(connection, family, &mut namespace)?;
+        default_link = default_link.or(found);
+        tables::read_neighbours(connection, family, &mut namespace)?;
+    }
     if *place == Place::Ingress {
         tables::read_forwarding(connection, &mut namespace)?;
     }
@@ -167,14 +182,16 @@ fn read(
 
 /// The settings that concern us in a namespace.
 fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<String> {
+    let there = |name: &str| namespace.links.contains_key(name);
     let link_settings = match place {
-        Place::Host => HOST_LINK_SYSCTLS,
-        Place::Ingress => INGRESS_LINK_SYSCTLS,
+        Place::Host => HOST_LINK_SYSCTLS.iter().chain(HOST_LINK_SYSCTLS6),
+        Place::Ingress => INGRESS_LINK_SYSCTLS.iter().chain(&[]),
+        Place::Task(_) if there(TASK_DEVICE) => {
+            return BTreeSet::from([TASK_WITHOUT_IPV6.to_owned()]);
+        }
         Place::Task(_) => return BTreeSet::new(),
     };
-    let there = |name: &str| namespace.links.contains_key(name);
     let of_links = link_settings
-        .iter()
         .filter(|(name, ..)| there(name))
         .map(|(_, key, _)| (*key).to_owned());
     let uplinks = match place {
@@ -185,6 +202,7 @@ fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<String> {
     let of_host = (*place == Place::Host).then(|| HOST_IS_ROUTER.to_owned());
     let global = INGRESS_SYSCTLS
         .iter()
+        .chain(INGRESS_SYSCTLS6)
         .filter(|_| *place == Place::Ingress)
         .map(|(key, _)| (*key).to_owned());
     of_links

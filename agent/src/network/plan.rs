@@ -13,8 +13,8 @@ use super::model::{
     Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Observed, Place, SocketPrograms,
 };
 use super::names::{
-    BRIDGE, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, INGRESS_VETH, LOOPBACK, VXLAN, forwarding_of,
-    is_task_port,
+    BRIDGE, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, INGRESS_VETH, LOOPBACK, TASK_DEVICE, VXLAN,
+    forwarding_of, is_task_port,
 };
 use super::op::{Op, VethEnd};
 use super::sockets::Sockets;
@@ -72,8 +72,9 @@ fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
     planner.set_firewall();
     planner.make_settings();
     planner.make_links();
-    // Those of links that are new.
+    // Those of links that are new, before they do anything.
     planner.make_settings();
+    planner.set_links_up();
     planner.assign_addresses();
     planner.set_routes();
     planner.set_tables();
@@ -192,7 +193,7 @@ impl Planner<'_> {
 
     fn make_settings(&mut self) {
         for (place, key, value) in &self.wanted.sysctls {
-            if self.missing_link(place, key) {
+            if self.missing_link(place, key) || self.left_to_container(place) {
                 continue;
             }
             let namespace = self.now.namespaces.get(place);
@@ -209,6 +210,16 @@ impl Planner<'_> {
         }
     }
 
+    /// Settings of a task's namespace are what its interface starts with; a container may have
+    /// others.
+    fn left_to_container(&self, place: &Place) -> bool {
+        place.task().is_some()
+            && self
+                .now
+                .link(&(place.clone(), TASK_DEVICE.to_owned()))
+                .is_some()
+    }
+
     /// Whether `key` is a setting of a link (`ipv4/conf/LINK/...`) that is not there yet.
     fn missing_link(&self, place: &Place, key: &str) -> bool {
         let mut parts = key.split('/').skip_while(|part| *part != "conf").skip(1);
@@ -222,7 +233,10 @@ impl Planner<'_> {
         for (device, link) in &self.wanted.links {
             self.make_link(device, link);
         }
-        // After all exist: a port that is down yet forwards nothing.
+    }
+
+    /// After all exist: a port that is down yet forwards nothing.
+    fn set_links_up(&mut self) {
         for (device, link) in &self.wanted.links {
             let up = self.now.link(device).is_none_or(|now| now.up);
             if link.up && !up {

@@ -45,19 +45,22 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 const MAX_REQUESTS: usize = 256;
 
 /// What changes in the host's namespace concern us.
-const HOST_GROUPS: [MulticastGroup; 3] = [
+const HOST_GROUPS: [MulticastGroup; 4] = [
     MulticastGroup::Link,
     MulticastGroup::Tc,
     MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
 ];
 
 /// In the ingress namespace everything does; nothing there changes unless somebody changes it.
-const INGRESS_GROUPS: [MulticastGroup; 5] = [
+const INGRESS_GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Tc,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
 ];
 
 /// Where a node keeps its things.

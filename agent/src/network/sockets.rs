@@ -93,7 +93,8 @@ impl Sockets {
             let links = addresses.entry(loopback).or_default();
             links.insert(LOOPBACK.to_owned());
         }
-        let balance = balance(desired.services.values(), &addresses);
+        // The tasks' IPv4 addresses also for who asks by IPv6: the host has no route to the others.
+        let balance = balance(desired.services.values(), &addresses, Some);
         for (entry, published) in &balance.published {
             if published.restricted && !balance.admits(entry) {
                 continue;

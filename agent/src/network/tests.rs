@@ -11,7 +11,7 @@ mod sockets;
 pub(in crate::network) mod world;
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 
 use swarm_model::TaskId;
@@ -24,8 +24,8 @@ use super::plan::plan;
 use super::reconcile::NetworkError;
 use snapshot::{differences, snapshot};
 use world::{
-    DEADLINE, Node, World, address_of, as_root, command, connect, listen, local, task_id,
-    try_command, within,
+    DEADLINE, Node, World, address_of, address6_of, as_root, command, connect, listen, listen_both,
+    local, task_id, try_command, within,
 };
 
 /// Two nodes with a task each, connected.
@@ -96,9 +96,89 @@ async fn tasks_of_one_node_reach_each_other() {
         world.node(1).task(&task_id(1)),
         world.node(1).task(&task_id(2)),
     );
-    let listener = listen(&two, 80);
-    connect(&one, (address_of(&task_id(2)), 80).into()).unwrap();
-    assert_eq!(listener.accept().unwrap().1.ip(), address_of(&task_id(1)));
+    let listener = listen_both(&two, 80);
+    for address in [address_of, address6_of] {
+        connect(&one, (address(&task_id(2)), 80).into()).unwrap();
+        let (_, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip().to_canonical(), address(&task_id(1)));
+    }
+}
+
+#[tokio::test]
+async fn tasks_of_two_nodes_reach_each_other_by_ipv6() {
+    let Some(_root) = as_root() else { return };
+    let (world, first, second) = two_nodes().await;
+    let (one, two) = (world.node(1).task(&first), world.node(2).task(&second));
+    let addresses = command(&one, "ip -6 addr show dev eth0");
+    assert!(addresses.contains("fd00:a::aff:101/64"), "{addresses}");
+    assert!(
+        !addresses.contains("tentative"),
+        "nothing waits: {addresses}"
+    );
+
+    let listener = listen_both(&two, 80);
+    connect(&one, (address6_of(&second), 80).into()).unwrap();
+    assert_eq!(listener.accept().unwrap().1.ip(), address6_of(&first));
+
+    // A datagram as large as the overlay takes: 1450 less IPv6 and UDP headers.
+    let bind = |netns: &Netns| netns.run(|| UdpSocket::bind("[::]:5353")).unwrap().unwrap();
+    let (from, to) = (bind(&one), bind(&two));
+    to.set_read_timeout(Some(DEADLINE)).unwrap();
+    from.send_to(&[7; 1402], (address6_of(&second), 5353))
+        .unwrap();
+    assert_eq!(to.recv(&mut [0; 2000]).unwrap(), 1402);
+
+    // The other node's bridge has answered for its task: no solicitation crosses the wire.
+    let found = command(
+        &one,
+        &format!("ip neigh show {} dev eth0", address6_of(&second)),
+    );
+    assert!(found.contains("02:42:0a:ff:01:02"), "{found}");
+    let gateway = command(&one, "ip neigh show fd00:a::aff:1 dev eth0");
+    assert!(gateway.contains("02:42:0a:ff:00:01 PERMANENT"), "{gateway}");
+    let route = command(&one, "ip -6 route show default");
+    assert!(route.contains("via fd00:a::aff:1 dev eth0"), "{route}");
+}
+
+#[tokio::test]
+async fn the_underlay_may_be_ipv6() {
+    let Some(_root) = as_root() else { return };
+    let mut world = World::new(2);
+    world.underlay_ipv6 = true;
+    world.place(&[(1, 1), (2, 2)], &[]).await;
+    let (first, second) = (task_id(1), task_id(2));
+    let vxlan = command(&world.node(1).ingress(), "ip -d link show vx0");
+    assert!(vxlan.contains("local 2001:db8::1 "), "{vxlan}");
+    assert!(vxlan.contains("mtu 1430"), "{vxlan}");
+    let (one, two) = (world.node(1).task(&first), world.node(2).task(&second));
+    let listener = listen_both(&two, 80);
+    for address in [address_of, address6_of] {
+        let mut stream = connect(&one, (address(&second), 80).into()).unwrap();
+        let (mut accepted, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip().to_canonical(), address(&first));
+        // Whole packets of the overlay's size.
+        let sent = vec![0x5a_u8; 1 << 18];
+        let expected = sent.len();
+        let writer = std::thread::spawn(move || stream.write_all(&sent).map(|()| stream));
+        accepted.read_exact(&mut vec![0; expected]).unwrap();
+        writer.join().unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_container_may_do_without_ipv6() {
+    let Some(_root) = as_root() else { return };
+    let (world, first, _second) = two_nodes().await;
+    let task = world.node(1).task(&first);
+    let disable = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
+    task.run(|| std::fs::write(disable, "1")).unwrap().unwrap();
+    // A later pass leaves it so, and has nothing to complain of.
+    for _ in 0..2 {
+        world.place(&[(1, 1), (2, 2)], &[(8080, &[1, 2])]).await;
+    }
+    assert_eq!(command(&task, "ip -6 addr show dev eth0"), "");
+    let applied = world.node(1).reconciler().applied();
+    assert!(applied.borrow().failures.is_empty(), "{applied:?}");
 }
 
 #[tokio::test]
@@ -202,6 +282,20 @@ const DAMAGES: &[(&str, &str)] = &[
     ("i", "ip route del default"),
     ("i", "ip route del 10.255.0.0/16"),
     ("i", "ip route replace default dev br0"),
+    ("i", "ip addr del fd00:a::aff:1/64 dev br0"),
+    ("i", "ip addr del 2001:db8::1/128 dev lo"),
+    ("i", "ip addr add 2001:db8::77/128 dev lo nodad"),
+    ("i", "ip -6 route del default"),
+    ("i", "ip -6 route del fd00:a::/64"),
+    ("i", "ip -6 route replace default dev br0"),
+    ("i", "ip neigh del fe80::a9fe:ff01 dev e1"),
+    (
+        "i",
+        "ip neigh replace fd00:a::aff:102 lladdr 02:00:00:00:00:99 dev br0 nud permanent",
+    ),
+    ("i", "write 1 /proc/sys/net/ipv6/conf/all/disable_ipv6"),
+    ("i", "write 0 /proc/sys/net/ipv6/conf/all/forwarding"),
+    ("i", "ip link set br0 mtu 1000"),
     ("i", "ip neigh del 169.254.255.1 dev e1"),
     ("i", "ip neigh flush dev br0 nud permanent"),
     (
@@ -245,6 +339,9 @@ const DAMAGES: &[(&str, &str)] = &[
     ("t", "ip addr flush dev eth0"),
     ("t", "ip route del default"),
     ("t", "ip neigh del 10.255.0.1 dev eth0"),
+    ("t", "ip -6 addr flush dev eth0 scope global"),
+    ("t", "ip -6 route del default"),
+    ("t", "ip neigh del fd00:a::aff:1 dev eth0"),
     ("t", "ip link set eth0 address 02:00:00:00:00:99"),
 ];
 
@@ -531,24 +628,29 @@ async fn a_published_port_answers_on_every_node_and_the_task_sees_the_client() {
         return;
     }
     for (task, node) in [(&first, 1), (&second, 2)] {
-        let listener = listen(&world.node(node).task(task), 80);
+        let listener = listen_both(&world.node(node).task(task), 80);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
-                let peer = stream.peer_addr().map(|peer| peer.ip().to_string());
+                let peer = stream.peer_addr();
+                let peer = peer.map(|peer| peer.ip().to_canonical().to_string());
                 let _ = stream.write_all(peer.unwrap_or_default().as_bytes());
             }
         });
     }
-    let client: IpAddr = "192.0.2.100".parse().unwrap();
-    for entry in ["192.0.2.1:8080", "192.0.2.2:8080"] {
+    for (entry, client) in [
+        ("192.0.2.1:8080", "192.0.2.100"),
+        ("192.0.2.2:8080", "192.0.2.100"),
+        ("[2001:db8::1]:8080", "2001:db8::100"),
+        ("[2001:db8::2]:8080", "2001:db8::100"),
+    ] {
         // Twice: round robin, so that both tasks answer.
         for _ in 0..2 {
             let mut stream = connect(&world.client, entry.parse().unwrap()).unwrap();
             stream.set_read_timeout(Some(DEADLINE)).unwrap();
             let mut seen = String::new();
             stream.read_to_string(&mut seen).unwrap();
-            assert_eq!(seen, client.to_string());
+            assert_eq!(seen, client);
         }
     }
     // Withdrawn, it refuses at once.

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use swarm_model::{Protocol, ServiceId, TaskId};
 
 use super::balance::{Balance, NodeAddresses, balance};
-use super::desired::{Desired, LocalTask};
+use super::desired::{Desired, LocalTask, Peer, address6};
 use super::listeners::Listener;
 use super::model::{
     Attached, Device, Firewall, FirewallState, IpvsTable, Link, LinkKind, Mac, MeshConfig,
@@ -15,9 +15,11 @@ use super::model::{
     Route, SocketPrograms, Vxlan,
 };
 use super::names::{
-    BRIDGE, DEFAULT_MTU, EGRESS_GATEWAY, EGRESS_LOCAL, HOST_IS_ROUTER, HOST_LINK_SYSCTLS,
-    HOST_PREFIX, HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, INGRESS_VETH, LOOPBACK,
-    TASK_DEVICE, VXLAN, VXLAN_OVERHEAD, VXLAN_PORT, forwarding_of, host_address, task_port,
+    BRIDGE, DEFAULT_MTU, EGRESS_GATEWAY, EGRESS_GATEWAY6, EGRESS_LOCAL, HOST_IS_ROUTER,
+    HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6, HOST_PREFIX, HOST_VETH, INGRESS_LINK_SYSCTLS,
+    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, IPV6_MIN_MTU, LOOPBACK, TASK_DEVICE,
+    TASK_SYSCTLS6, TASK_WITHOUT_IPV6, VXLAN, VXLAN_OVERHEAD, VXLAN_OVERHEAD6, VXLAN_PORT,
+    forwarding_of, host_address, task_port,
 };
 
 use super::sockets::wanted_sockets;
@@ -74,6 +76,29 @@ pub(crate) enum Problem {
         /// The address.
         address: IpAddr,
     },
+    /// A node cannot be reached over the underlay.
+    #[error(
+        "tasks on {count} other nodes cannot be reached: the data-path address {theirs} of one of \
+         them is of another IP version than this node's, {ours}; give all nodes one of the same \
+         (--data-path-addr)"
+    )]
+    OtherDataPathVersion {
+        /// How many nodes.
+        count: usize,
+        /// The address of one of them.
+        theirs: IpAddr,
+        /// This node's address.
+        ours: IpAddr,
+    },
+    /// The links are too narrow.
+    #[error(
+        "tasks here have no IPv6: the network's MTU is {mtu}, and IPv6 needs {IPV6_MIN_MTU}; raise \
+         the MTU of the link with the data-path address"
+    )]
+    TooNarrowForIpv6 {
+        /// The overlay's MTU in bytes.
+        mtu: u32,
+    },
     /// A process of the host gets nothing from outside any more.
     #[error(
         "a process of this node listens on port {port}/{} at {}, and gets no connections from \
@@ -129,7 +154,9 @@ impl Problem {
             | Self::DataPathNotHere { .. }
             | Self::NoFirewall { .. }
             | Self::EgressBlocked(_)
-            | Self::SubnetTaken { .. } => None,
+            | Self::SubnetTaken { .. }
+            | Self::OtherDataPathVersion { .. }
+            | Self::TooNarrowForIpv6 { .. } => None,
         }
     }
 }
@@ -217,7 +244,6 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         let links = by_address.entry(net.addr()).or_default();
         links.insert(link.clone());
     }
-    let node_addresses: BTreeSet<IpAddr> = by_address.keys().copied().collect();
     let mut problems = Vec::new();
 
     let underlay_mtu = underlay_mtu(host, desired.local.vtep).unwrap_or_else(|| {
@@ -260,11 +286,28 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
             None
         }
     };
+    let overlay_mtu = underlay_mtu.saturating_sub(match desired.local.vtep {
+        IpAddr::V4(_) => VXLAN_OVERHEAD,
+        IpAddr::V6(_) => VXLAN_OVERHEAD6,
+    });
+    let mut subnet6 = desired.network.subnet6.filter(|_| observed.ipv6);
+    if subnet6.is_some() && overlay_mtu < IPV6_MIN_MTU {
+        problems.push(Problem::TooNarrowForIpv6 { mtu: overlay_mtu });
+        subnet6 = None;
+    }
+    if subnet6.is_none() {
+        // No task could answer there.
+        by_address.retain(|address, _| address.is_ipv4());
+    }
+    let node_addresses: BTreeSet<IpAddr> = by_address.keys().copied().collect();
+    problems.extend(other_data_path_version(desired));
 
     let mut draft = Draft {
         desired,
-        programs: observed.mesh.is_ok(),
+        observed,
         underlay_mtu,
+        overlay_mtu,
+        subnet6,
         wanted: Wanted::default(),
     };
     draft.host(&uplinks);
@@ -287,7 +330,9 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         table,
         published,
         sources,
-    } = balance(desired.services.values(), &by_address);
+    } = balance(desired.services.values(), &by_address, |address| {
+        address6(subnet6?, address)
+    });
     if observed.ipvs.is_ok() && observed.mesh.is_ok() {
         problems.extend(shadowed(desired, &published, &observed.listeners));
     }
@@ -364,6 +409,25 @@ fn underlay_mtu(host: &Namespace, vtep: IpAddr) -> Option<u32> {
     host.links.get(name).filter(|link| link.up)?.mtu
 }
 
+/// Whether there is a VXLAN tunnel between two addresses.
+fn tunnels_to(ours: IpAddr, theirs: IpAddr) -> bool {
+    ours.is_ipv4() == theirs.is_ipv4()
+}
+
+fn other_data_path_version(desired: &Desired) -> Option<Problem> {
+    let ours = desired.local.vtep;
+    let others = desired
+        .peers
+        .iter()
+        .filter(|(node, peer)| **node != desired.local.id && !tunnels_to(ours, peer.vtep));
+    let (_, first) = others.clone().next()?;
+    Some(Problem::OtherDataPathVersion {
+        count: others.count(),
+        theirs: first.vtep,
+        ours,
+    })
+}
+
 /// Every node that packets may come through, this one too: its own tasks answer to it.
 fn ingress_macs(desired: &Desired) -> BTreeMap<Mac, u32> {
     let others = desired.peers.values().map(|peer| peer.ingress);
@@ -382,14 +446,35 @@ fn node_number(ingress: IpAddr) -> u32 {
 /// A [`Wanted`] in the making.
 struct Draft<'a> {
     desired: &'a Desired,
-    programs: bool,
+    observed: &'a Observed,
     underlay_mtu: u32,
+    overlay_mtu: u32,
+    /// The network's IPv6 addresses, where there is IPv6 at all.
+    subnet6: Option<Ipv6Net>,
     wanted: Wanted,
 }
 
 impl Draft<'_> {
-    fn overlay_mtu(&self) -> u32 {
-        self.underlay_mtu.saturating_sub(VXLAN_OVERHEAD)
+    /// The IPv6 address of whoever has `address` on the network.
+    fn address6(&self, address: IpAddr) -> Option<IpAddr> {
+        address6(self.subnet6?, address)
+    }
+
+    /// Everything under which whoever has `address` is on the network, with prefix lengths.
+    fn on_network(&self, address: IpAddr) -> Vec<IpNet> {
+        let subnet6 = self.subnet6.map(IpNet::V6);
+        let twin = subnet6.and_then(|subnet6| Some(in_subnet(self.address6(address)?, subnet6)));
+        let own = in_subnet(address, self.desired.network.subnet);
+        std::iter::once(own).chain(twin).collect()
+    }
+
+    /// How the bridge treats the port of a task: what finds the other tasks of this node has to
+    /// reach them, and with IPv6 that is multicast.
+    fn task_flags(&self) -> PortFlags {
+        PortFlags {
+            multicast_flood: self.subnet6.is_some(),
+            ..TASK_FLAGS
+        }
     }
 
     fn at(&mut self, place: &Place) -> &mut Namespace {
@@ -404,7 +489,7 @@ impl Draft<'_> {
     }
 
     fn program(&mut self, place: &Place, name: &str, program: Program) {
-        if self.programs {
+        if self.observed.mesh.is_ok() {
             self.at(place)
                 .programs
                 .insert((name.to_owned(), program), Attached::Current);
@@ -436,7 +521,7 @@ impl Draft<'_> {
     /// a packet from outside is too big.
     fn host_route(&mut self) {
         let Desired { local, network, .. } = self.desired;
-        let overlay_mtu = self.overlay_mtu();
+        let overlay_mtu = self.overlay_mtu;
         let (Some(own), IpNet::V4(_)) = (host_address(local.ingress), network.subnet) else {
             return;
         };
@@ -465,7 +550,7 @@ impl Draft<'_> {
     fn ingress(&mut self, node_addresses: &BTreeSet<IpAddr>) {
         let place = Place::Ingress;
         let Desired { local, network, .. } = self.desired;
-        let overlay_mtu = self.overlay_mtu();
+        let overlay_mtu = self.overlay_mtu;
         self.link(&place, LOOPBACK, loopback());
 
         let bridge = Link {
@@ -501,6 +586,7 @@ impl Draft<'_> {
         self.program(&place, VXLAN, Program::ShortcutLearn);
         self.program(&place, VXLAN, Program::ShortcutOut);
 
+        let own = self.on_network(local.ingress);
         let namespace = self.at(&place);
         // IPVS looks only at packets that are for this namespace.
         for address in node_addresses {
@@ -508,26 +594,29 @@ impl Draft<'_> {
                 .addresses
                 .insert((LOOPBACK.to_owned(), IpNet::from(*address)));
         }
-        let address = in_subnet(local.ingress, network.subnet);
-        namespace.addresses.insert((BRIDGE.to_owned(), address));
-        namespace.routes.insert(address.trunc(), connected(BRIDGE));
-        namespace
-            .routes
-            .insert(default_of(address), gateway(EGRESS_GATEWAY, INGRESS_VETH));
-        // Permanent: an ARP request from here would carry an address of the node as sender, which
-        // the host drops as its own.
-        let neighbour = (INGRESS_VETH.to_owned(), EGRESS_GATEWAY);
-        namespace
-            .neighbours
-            .insert(neighbour, Mac::of(EGRESS_GATEWAY));
+        for address in own {
+            let via = match address {
+                IpNet::V4(_) => EGRESS_GATEWAY,
+                IpNet::V6(_) => EGRESS_GATEWAY6,
+            };
+            namespace.addresses.insert((BRIDGE.to_owned(), address));
+            namespace.routes.insert(address.trunc(), connected(BRIDGE));
+            namespace
+                .routes
+                .insert(default_of(address), gateway(via, INGRESS_VETH));
+            // Permanent: a request for it from here would carry an address of the node as sender,
+            // which the host drops as its own.
+            let neighbour = (INGRESS_VETH.to_owned(), via);
+            namespace.neighbours.insert(neighbour, Mac::of(via));
+        }
     }
 
     /// A task of this node: its namespace and its port in the ingress namespace.
     fn task(&mut self, task: &TaskId, local_task: &LocalTask) {
         let address = local_task.address;
         let place = Place::Task(task.clone());
-        let Desired { local, network, .. } = self.desired;
-        let overlay_mtu = self.overlay_mtu();
+        let local = &self.desired.local;
+        let overlay_mtu = self.overlay_mtu;
         let name = task_port(task);
         self.link(&place, LOOPBACK, loopback());
 
@@ -535,7 +624,7 @@ impl Draft<'_> {
         self.link(
             &Place::Ingress,
             &name,
-            port(peer, None, overlay_mtu, TASK_FLAGS),
+            port(peer, None, overlay_mtu, self.task_flags()),
         );
         let device = Link {
             kind: LinkKind::Veth(Some((Place::Ingress, name.clone()))),
@@ -549,19 +638,32 @@ impl Draft<'_> {
         self.program(&Place::Ingress, &name, Program::FlowLearn);
         self.program(&Place::Ingress, &name, Program::FlowReturn);
 
+        let mut own = self.on_network(address);
+        let content = self.observed.namespaces.get(&place);
+        let refused =
+            content.and_then(|content| content.sysctls.get(TASK_WITHOUT_IPV6)?.as_deref());
+        if refused == Some("1") {
+            own.retain(|address| address.addr().is_ipv4());
+        }
+        let gateway6 = self.address6(local.ingress);
         let namespace = self.at(&place);
-        let own = in_subnet(address, network.subnet);
-        namespace.addresses.insert((TASK_DEVICE.to_owned(), own));
-        namespace.routes.insert(own.trunc(), connected(TASK_DEVICE));
-        // The ingress network is the default route, so that a server bound to 0.0.0.0 answers from
-        // its address there, and a strict reverse path check in the task lets clients through.
-        namespace
-            .routes
-            .insert(default_of(own), gateway(local.ingress, TASK_DEVICE));
-        let neighbour = (TASK_DEVICE.to_owned(), local.ingress);
-        namespace
-            .neighbours
-            .insert(neighbour, Mac::of(local.ingress));
+        for own in own {
+            let via = match own {
+                IpNet::V4(_) => Some(local.ingress),
+                IpNet::V6(_) => gateway6,
+            };
+            let Some(via) = via else { continue };
+            namespace.addresses.insert((TASK_DEVICE.to_owned(), own));
+            namespace.routes.insert(own.trunc(), connected(TASK_DEVICE));
+            // The ingress network is the default route, so that a server bound to 0.0.0.0 answers
+            // from its address there, and a strict reverse path check in the task lets clients
+            // through.
+            namespace
+                .routes
+                .insert(default_of(own), gateway(via, TASK_DEVICE));
+            let neighbour = (TASK_DEVICE.to_owned(), via);
+            namespace.neighbours.insert(neighbour, Mac::of(via));
+        }
 
         self.reach(address, &name, None);
     }
@@ -569,8 +671,9 @@ impl Draft<'_> {
     /// Who is where: every node and every task.
     fn everybody(&mut self) {
         let desired = self.desired;
+        let within_reach = |peer: &&Peer| tunnels_to(desired.local.vtep, peer.vtep);
         for (node, peer) in &desired.peers {
-            if *node != desired.local.id {
+            if *node != desired.local.id && within_reach(&peer) {
                 self.reach(peer.ingress, VXLAN, Some(peer.vtep));
                 // The peer's host, when a task here answers it.
                 if let Some(host) = host_address(peer.ingress) {
@@ -584,7 +687,7 @@ impl Draft<'_> {
             if desired.local_tasks.contains_key(id) || task.node == desired.local.id {
                 continue;
             }
-            if let Some(peer) = desired.peers.get(&task.node) {
+            if let Some(peer) = desired.peers.get(&task.node).filter(within_reach) {
                 self.reach(task.address, VXLAN, Some(peer.vtep));
             }
         }
@@ -593,10 +696,13 @@ impl Draft<'_> {
     /// `address` is behind `port`, and with `vtep` at another node.
     fn reach(&mut self, address: IpAddr, port: &str, vtep: Option<IpAddr>) {
         let mac = Mac::of(address);
+        let twin = self.address6(address);
         let namespace = self.at(&Place::Ingress);
-        namespace
-            .neighbours
-            .insert((BRIDGE.to_owned(), address), mac);
+        for address in std::iter::once(address).chain(twin) {
+            namespace
+                .neighbours
+                .insert((BRIDGE.to_owned(), address), mac);
+        }
         namespace.forwards.insert(mac, port.to_owned());
         match vtep {
             Some(vtep) => namespace.tunnels.insert(mac, vtep),
@@ -605,6 +711,8 @@ impl Draft<'_> {
     }
 
     fn settings(&mut self) {
+        let tasks: Vec<_> = self.desired.local_tasks.keys().cloned().collect();
+        let ipv6 = self.subnet6.is_some();
         let mut set = |place: Place, key: &str, value: &str| {
             self.wanted
                 .sysctls
@@ -613,11 +721,26 @@ impl Draft<'_> {
         for (key, value) in INGRESS_SYSCTLS {
             set(Place::Ingress, key, value);
         }
+        if ipv6 {
+            for (key, value) in INGRESS_SYSCTLS6 {
+                set(Place::Ingress, key, value);
+            }
+            for task in tasks {
+                for (key, value) in TASK_SYSCTLS6 {
+                    set(Place::Task(task.clone()), key, value);
+                }
+            }
+        }
         for (_, key, value) in INGRESS_LINK_SYSCTLS {
             set(Place::Ingress, key, value);
         }
         for (_, key, value) in HOST_LINK_SYSCTLS {
             set(Place::Host, key, value);
+        }
+        if ipv6 {
+            for (_, key, value) in HOST_LINK_SYSCTLS6 {
+                set(Place::Host, key, value);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use swarm_model::{NetworkId, NodeId, ServiceId, Task, TaskId};
+use swarm_model::{Network, NetworkId, NodeId, ServiceId, Task, TaskId};
 
 use crate::network::{
     self, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, TaskSockets,
@@ -38,6 +38,9 @@ pub(crate) fn desired_network(
         network: IngressNetwork {
             vni: ingress.vni.0,
             subnet: IpNet::V4(ingress.subnet),
+            subnet6: ingress
+                .subnet6
+                .filter(|subnet| subnet.prefix_len() <= Network::PREFIX6_LEN_MAX),
         },
         peers: assigned
             .peers

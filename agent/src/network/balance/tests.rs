@@ -2,10 +2,34 @@
 
 use std::time::Duration;
 
+use super::super::desired::address6;
 use super::*;
 
 const LOCAL: [u8; 4] = [10, 255, 1, 1];
 const REMOTE: [u8; 4] = [10, 255, 1, 2];
+const SUBNET6: &str = "fd00:a::/64";
+
+fn task6(address: IpAddr) -> Option<IpAddr> {
+    address6(SUBNET6.parse().unwrap(), address)
+}
+
+/// The IPv4 address of a task whose destination has this one, which has to be of the same IP version
+/// as the address it is balanced for.
+fn task_address(key: &ServiceKey, at: IpAddr) -> IpAddr {
+    let ServiceKey::Address { address, .. } = key else {
+        panic!("{key} has no address")
+    };
+    assert_eq!(address.is_ipv4(), at.is_ipv4(), "{key}: {at}");
+    match at {
+        IpAddr::V4(_) => at,
+        IpAddr::V6(at) => {
+            let [.., a, b, c, d] = at.octets();
+            let twin = IpAddr::from([a, b, c, d]);
+            assert_eq!(task6(twin), Some(at.into()));
+            twin
+        }
+    }
+}
 
 fn addresses() -> NodeAddresses {
     let entry = |address: &str, links: &[&str]| {
@@ -42,7 +66,7 @@ fn of(port: PortConfig, backends: &[Backend]) -> Balance {
         ports: vec![port],
         backends: backends.to_vec(),
     };
-    balance([&service], &addresses())
+    balance([&service], &addresses(), task6)
 }
 
 fn both() -> Vec<Backend> {
@@ -60,10 +84,13 @@ fn open_at(balance: &Balance) -> Vec<String> {
 /// Address and weight of each destination, the same for every address of the node; nothing where
 /// the port has no balancer.
 fn weights(balance: &Balance) -> Option<Vec<(String, u32)>> {
-    let mut all = balance.table.values().map(|balanced| {
+    let mut all = balance.table.iter().map(|(service, balanced)| {
         let destinations = balanced.destinations.iter();
         destinations
-            .map(|(key, config)| (key.address.to_string(), config.weight))
+            .map(|(key, config)| {
+                let task = task_address(service, key.address);
+                (task.to_string(), config.weight)
+            })
             .collect::<Vec<_>>()
     });
     let first = all.next()?;
@@ -163,7 +190,7 @@ fn of_two_services_with_one_host_mode_port_the_one_with_a_task_has_it() {
         backends: vec![backend(address, BackendState::Ready)],
     };
     let services = [service(1, REMOTE), service(2, LOCAL)];
-    let balance = balance(&services, &addresses());
+    let balance = balance(&services, &addresses(), task6);
     assert!(balance.published.values().all(|value| value.service == 2));
     assert_eq!(weights(&balance), weighing(&[(LOCAL, 1)]));
 }
@@ -269,7 +296,7 @@ fn source_ranges_restrict_the_port_and_no_other() {
         ports: vec![open, restricted],
         backends: both(),
     };
-    let balance = balance([&service], &addresses());
+    let balance = balance([&service], &addresses(), task6);
     assert_eq!(balance.published.len(), 8);
     for (entry, published) in &balance.published {
         assert_eq!(published.restricted, entry.port == 8080, "{entry:?}");

@@ -1,28 +1,29 @@
-//! Addresses, routes, neighbours and forwarding tables. IPv4 only, see [`super`].
+//! Addresses, routes, neighbours and forwarding tables.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use crate::network::connection::Connection;
+use crate::network::connection::{Connection, route_metrics};
 use crate::network::model::{Mac, Namespace, Route};
 use crate::network::netlink::NetlinkError;
 
-/// Fills in the addresses of global scope.
+/// Fills in the addresses of global scope that are there to stay.
 pub(super) fn read_addresses(
     connection: &mut Connection,
+    family: AddressFamily,
     namespace: &mut Namespace,
 ) -> Result<(), NetlinkError> {
     let mut request = AddressMessage::default();
-    request.header.family = AddressFamily::Inet;
+    request.header.family = family;
     for message in connection
         .socket
         .dump(&RouteNetlinkMessage::GetAddress(request))?
@@ -30,7 +31,7 @@ pub(super) fn read_addresses(
         let RouteNetlinkMessage::NewAddress(message) = message else {
             continue;
         };
-        if message.header.scope != AddressScope::Universe {
+        if message.header.scope != AddressScope::Universe || passing(&message) {
             continue;
         }
         let mut local = None;
@@ -54,14 +55,39 @@ pub(super) fn read_addresses(
     Ok(())
 }
 
-/// Fills in the routes of the main table with metric 0. Returns the link of the default route with
-/// the lowest metric of all.
+/// Whether an IPv6 address is a temporary one, or not (yet) known to be nobody else's.
+fn passing(message: &AddressMessage) -> bool {
+    const PASSING: AddressFlags = AddressFlags::Secondary
+        .union(AddressFlags::Tentative)
+        .union(AddressFlags::Dadfailed);
+    let flags = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            AddressAttribute::Flags(flags) => Some(*flags),
+            _ => None,
+        });
+    let flags =
+        flags.unwrap_or_else(|| AddressFlags::from_bits_retain(message.header.flags.bits().into()));
+    // Of an IPv4 address `Secondary` says something else.
+    message.header.family == AddressFamily::Inet6
+        && flags.intersects(PASSING)
+        && !flags.contains(AddressFlags::Optimistic)
+}
+
+/// Fills in the routes of the main table with the metrics the kernel gives by itself. Returns the
+/// link of the default route with the lowest metric of all.
 pub(super) fn read_routes(
     connection: &mut Connection,
+    family: AddressFamily,
     namespace: &mut Namespace,
 ) -> Result<Option<String>, NetlinkError> {
+    let any = match family {
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
     let mut request = RouteMessage::default();
-    request.header.address_family = AddressFamily::Inet;
+    request.header.address_family = family;
     let mut default_link: Option<(u32, String)> = None;
     for message in connection
         .socket
@@ -72,14 +98,15 @@ pub(super) fn read_routes(
         };
         let header = &message.header;
         let main = header.table == RouteHeader::RT_TABLE_MAIN;
-        if !main || header.kind != RouteType::Unicast || header.tos != 0 {
+        let plain = header.kind == RouteType::Unicast && header.tos == 0;
+        if !main || !plain || header.flags.contains(RouteFlags::Cloned) {
             continue;
         }
         let mut metric = 0;
         let mut device = None;
         let mut via = None;
         let mut mtu = None;
-        let mut to = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let mut to = any;
         for attribute in &message.attributes {
             match attribute {
                 RouteAttribute::Priority(priority) => metric = *priority,
@@ -90,6 +117,12 @@ pub(super) fn read_routes(
                 }
                 RouteAttribute::Destination(RouteAddress::Inet(address)) => {
                     to = IpAddr::V4(*address);
+                }
+                RouteAttribute::Gateway(RouteAddress::Inet6(address)) => {
+                    via = Some(IpAddr::V6(*address));
+                }
+                RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                    to = IpAddr::V6(*address);
                 }
                 _ => {}
             }
@@ -104,7 +137,7 @@ pub(super) fn read_routes(
         if to.prefix_len() == 0 && lower {
             default_link = Some((metric, device.clone()));
         }
-        if metric == 0 {
+        if route_metrics(any).contains(&metric) {
             namespace.routes.insert(to, Route { via, device, mtu });
         }
     }
@@ -121,9 +154,10 @@ fn route_mtu(metrics: &[RouteMetric]) -> Option<u32> {
 /// Fills in permanent neighbours.
 pub(super) fn read_neighbours(
     connection: &mut Connection,
+    family: AddressFamily,
     namespace: &mut Namespace,
 ) -> Result<(), NetlinkError> {
-    for entry in entries(connection, AddressFamily::Inet)? {
+    for entry in entries(connection, family)? {
         if let (NeighbourState::Permanent, Some(address)) = (entry.state, entry.to) {
             namespace
                 .neighbours

@@ -57,6 +57,7 @@ fn host() -> Observed {
         ("eth0", "192.168.1.1/24"),
         ("docker0", "172.17.0.1/16"),
         ("eth1", "192.168.2.1/24"),
+        ("eth0", "2001:db8::1/64"),
     ] {
         namespace
             .addresses
@@ -73,7 +74,18 @@ fn host() -> Observed {
         default_uplink: Some("eth0".to_owned()),
         listeners: BTreeSet::new(),
         firewall: Ok(FirewallState::default()),
+        ipv6: true,
     }
+}
+
+/// The same on a network that has IPv6.
+fn over_ipv6(mut desired: Desired) -> Desired {
+    desired.network.subnet6 = Some("fd00:a::/64".parse().unwrap());
+    desired
+}
+
+fn over(ipv6: bool, desired: Desired) -> Desired {
+    if ipv6 { over_ipv6(desired) } else { desired }
 }
 
 /// Node 1 of a swarm of `nodes`, with task `n` on node `tasks[n]` and services of the tasks given.
@@ -92,6 +104,7 @@ fn desired(nodes: u8, tasks: &[u8], services: &[(u16, Vec<usize>, bool)]) -> Des
         network: IngressNetwork {
             vni: 4096,
             subnet: "10.255.0.0/16".parse().unwrap(),
+            subnet6: None,
         },
         peers: (2..=nodes)
             .map(|number| {
@@ -211,6 +224,10 @@ set bridge port flags of vx0 in ingress
 create veth pair tt00000000000 in ingress and eth0 in task-t000000000000000000000000
 make tt00000000000 a port of br0 in ingress
 set bridge port flags of tt00000000000 in ingress
+set net/ipv4/conf/br0/rp_filter to 0 in ingress
+set net/ipv4/conf/br0/send_redirects to 0 in ingress
+set net/ipv4/conf/e1/rp_filter to 0 in ingress
+set net/ipv4/conf/sw-e1h/forwarding to 1 in host
 set sw-e1h up in host
 set lo up in ingress
 set br0 up in ingress
@@ -219,10 +236,6 @@ set e1 up in ingress
 set lo up in task-t000000000000000000000000
 set tt00000000000 up in ingress
 set eth0 up in task-t000000000000000000000000
-set net/ipv4/conf/br0/rp_filter to 0 in ingress
-set net/ipv4/conf/br0/send_redirects to 0 in ingress
-set net/ipv4/conf/e1/rp_filter to 0 in ingress
-set net/ipv4/conf/sw-e1h/forwarding to 1 in host
 add address 169.254.0.1/32 to sw-e1h in host
 add address 10.255.0.1/16 to br0 in ingress
 add address 172.17.0.1/32 to lo in ingress
@@ -265,6 +278,143 @@ attach the socket programs to the cgroup root
 write 0 source ranges of published ports
 publish 2 ports on the mesh";
     assert_eq!(text.join("\n"), expected);
+}
+
+/// What a plan does about IPv6, and how the ports of tasks are treated.
+fn of_ipv6(ops: &[Op]) -> Vec<String> {
+    let texts = texts(ops).into_iter();
+    texts
+        .filter(|text| {
+            text.contains("ipv6")
+                || text.contains("fd00:")
+                || text.contains("fe80:")
+                || text.contains("2001:")
+        })
+        .collect()
+}
+
+#[test]
+fn with_ipv6_everything_has_a_twin_with_the_same_mac_address() {
+    let mut observed = host();
+    let desired = over_ipv6(desired(2, &[1, 2], &[(8080, vec![0, 1], false)]));
+    let ops = settle(&mut observed, &desired);
+    let expected = "\
+set net/ipv6/conf/all/disable_ipv6 to 0 in ingress
+set net/ipv6/conf/default/disable_ipv6 to 0 in ingress
+set net/ipv6/conf/all/forwarding to 1 in ingress
+set net/ipv6/conf/default/addr_gen_mode to 1 in ingress
+set net/ipv6/conf/default/accept_ra to 0 in ingress
+set net/ipv6/conf/default/autoconf to 0 in ingress
+set net/ipv6/conf/all/disable_ipv6 to 0 in task-t000000000000000000000000
+set net/ipv6/conf/default/disable_ipv6 to 0 in task-t000000000000000000000000
+set net/ipv6/conf/all/accept_dad to 0 in task-t000000000000000000000000
+set net/ipv6/conf/default/accept_dad to 0 in task-t000000000000000000000000
+set net/ipv6/conf/default/accept_ra to 0 in task-t000000000000000000000000
+set net/ipv6/conf/default/autoconf to 0 in task-t000000000000000000000000
+set net/ipv6/conf/default/router_solicitations to 0 in task-t000000000000000000000000
+set net/ipv6/conf/sw-e1h/forwarding to 1 in host
+set net/ipv6/conf/sw-e1h/addr_gen_mode to 1 in host
+add address fd00:a::aff:1/64 to br0 in ingress
+add address 2001:db8::1/128 to lo in ingress
+add address fd00:a::aff:100/64 to eth0 in task-t000000000000000000000000
+set neighbour fd00:a::aff:2 at 02:42:0a:ff:00:02 on br0 in ingress
+set neighbour fd00:a::aff:100 at 02:42:0a:ff:01:00 on br0 in ingress
+set neighbour fd00:a::aff:101 at 02:42:0a:ff:01:01 on br0 in ingress
+set neighbour fe80::a9fe:ff01 at 02:42:a9:fe:ff:01 on e1 in ingress
+set neighbour fd00:a::aff:1 at 02:42:0a:ff:00:01 on eth0 in task-t000000000000000000000000
+ipvs: add service tcp [2001:db8::1]:8080
+ipvs: add destination [fd00:a::aff:100]:80 to service tcp [2001:db8::1]:8080
+ipvs: add destination [fd00:a::aff:101]:80 to service tcp [2001:db8::1]:8080";
+    assert_eq!(of_ipv6(&ops).join("\n"), expected);
+    let text = texts(&ops);
+    for line in [
+        "set route to ::/0 by e1 in ingress",
+        "set route to ::/0 by eth0 in task-t000000000000000000000000",
+        "publish 3 ports on the mesh",
+    ] {
+        assert!(text.contains(&line.to_owned()), "{line} not in {text:#?}");
+    }
+    let port = observed.link(&(Place::Ingress, "tt00000000000".to_owned()));
+    let flags = port.and_then(|port| port.port).unwrap();
+    assert!(
+        flags.multicast_flood,
+        "neighbour solicitations are multicast"
+    );
+}
+
+#[test]
+fn a_network_that_gets_ipv6_keeps_what_it_has() {
+    let mut observed = host();
+    let desired = desired(2, &[1, 2], &[(8080, vec![0, 1], false)]);
+    settle(&mut observed, &desired);
+    let ops = settle(&mut observed, &over_ipv6(desired.clone()));
+    let builds = |op: &&Op| matches!(op, Op::DeleteLink(_) | Op::CreateVeth { .. });
+    assert!(!ops.iter().any(|op| builds(&op)), "{:#?}", texts(&ops));
+    assert!(plan(&observed, &over_ipv6(desired)).ops.is_empty());
+}
+
+#[test]
+fn a_kernel_without_ipv6_gets_what_ipv4_needs_and_nothing_else() {
+    let mut observed = host();
+    observed.ipv6 = false;
+    let with = over_ipv6(desired(2, &[1, 2], &[(8080, vec![0, 1], false)]));
+    let mut without = with.clone();
+    without.network.subnet6 = None;
+    assert_eq!(plan(&observed, &with), plan(&observed, &without));
+    observed.ipv6 = true;
+    assert_ne!(plan(&observed, &with), plan(&observed, &without));
+}
+
+#[test]
+fn a_container_may_do_without_ipv6() {
+    let mut observed = host();
+    let desired = over_ipv6(desired(1, &[1], &[]));
+    settle(&mut observed, &desired);
+    let task = observed
+        .namespaces
+        .get_mut(&Place::Task(id('t', 0)))
+        .unwrap();
+    let disabled = "ipv6/conf/eth0/disable_ipv6".to_owned();
+    task.sysctls.insert(disabled, Some("1".to_owned()));
+    task.addresses
+        .retain(|(_, address)| address.addr().is_ipv4());
+    task.routes.retain(|to, _| to.addr().is_ipv4());
+    task.neighbours.retain(|(_, address), _| address.is_ipv4());
+    assert_eq!(texts(&plan(&observed, &desired).ops), Vec::<String>::new());
+}
+
+#[test]
+fn links_too_narrow_for_ipv6_are_a_problem_with_a_remedy_and_ipv4_goes_on() {
+    let mut observed = host();
+    let host = observed.namespaces.get_mut(&Place::Host).unwrap();
+    host.links.get_mut("eth0").unwrap().mtu = Some(1300);
+    let Plan { ops, problems } = plan(&observed, &over_ipv6(desired(1, &[1], &[])));
+    assert_eq!(problems, [Problem::TooNarrowForIpv6 { mtu: 1250 }]);
+    assert_eq!(of_ipv6(&ops), Vec::<String>::new());
+}
+
+#[test]
+fn an_ipv6_underlay_takes_more_of_every_packet_and_does_without_ipv4_nodes() {
+    let mut observed = host();
+    let mut desired = desired(3, &[1, 2, 3], &[]);
+    desired.local.vtep = "2001:db8::1".parse().unwrap();
+    let theirs = "2001:db8::2".parse().unwrap();
+    desired.peers.get_mut(&id::<NodeId>('n', 2)).unwrap().vtep = theirs;
+    let problems = plan(&observed, &desired).problems;
+    let [Problem::OtherDataPathVersion { count: 1, .. }] = problems[..] else {
+        panic!("{problems:?}")
+    };
+    settle(&mut observed, &desired);
+    let ingress = &observed.namespaces[&Place::Ingress];
+    assert_eq!(ingress.links["br0"].mtu, Some(1430));
+    let LinkKind::Vxlan(vxlan) = &ingress.links["vx0"].kind else {
+        panic!("vx0 is no VXLAN device")
+    };
+    assert_eq!(vxlan.local, Some(desired.local.vtep));
+    assert_eq!(
+        ingress.tunnels.values().copied().collect::<BTreeSet<_>>(),
+        BTreeSet::from([theirs])
+    );
 }
 
 #[test]
@@ -1025,7 +1175,12 @@ proptest! {
     }
 
     #[test]
-    fn any_state_leads_to_any_other_in_one_pass(before in desires(), after in desires()) {
+    fn any_state_leads_to_any_other_in_one_pass(
+        before in desires(),
+        after in desires(),
+        ipv6 in any::<bool>(),
+    ) {
+        let (before, after) = (over(ipv6, before), over(ipv6, after));
         let mut observed = host();
         settle(&mut observed, &before);
         prop_assert_eq!(texts(&plan(&observed, &before).ops), Vec::<String>::new());
@@ -1038,7 +1193,12 @@ proptest! {
     }
 
     #[test]
-    fn at_every_step_what_is_published_works(before in desires(), after in desires()) {
+    fn at_every_step_what_is_published_works(
+        before in desires(),
+        after in desires(),
+        ipv6 in any::<bool>(),
+    ) {
+        let (before, after) = (over(ipv6, before), over(ipv6, after));
         let mut observed = host();
         let mut refusing = BTreeSet::new();
         for desired in [&before, &after] {
@@ -1055,7 +1215,9 @@ proptest! {
     fn any_damage_is_put_right_in_one_pass(
         desired in desires(),
         damages in vec(damages(), 1..6),
+        ipv6 in any::<bool>(),
     ) {
+        let desired = over(ipv6, desired);
         let mut observed = host();
         settle(&mut observed, &desired);
         let whole = observed.clone();
@@ -1069,7 +1231,8 @@ proptest! {
     }
 
     #[test]
-    fn teardown_leaves_what_is_not_ours_and_nothing_else(desired in desires()) {
+    fn teardown_leaves_what_is_not_ours_and_nothing_else(desired in desires(), ipv6 in any::<bool>()) {
+        let desired = over(ipv6, desired);
         let mut observed = host();
         settle(&mut observed, &desired);
         for op in teardown(&observed) {
@@ -1082,7 +1245,12 @@ proptest! {
     }
 
     #[test]
-    fn links_of_others_are_not_touched(before in desires(), after in desires()) {
+    fn links_of_others_are_not_touched(
+        before in desires(),
+        after in desires(),
+        ipv6 in any::<bool>(),
+    ) {
+        let (before, after) = (over(ipv6, before), over(ipv6, after));
         let mut observed = host();
         let mut ops = settle(&mut observed, &before);
         ops.extend(settle(&mut observed, &after));
@@ -1092,7 +1260,8 @@ proptest! {
                 Op::Attach { program: Program::MeshUplink, .. }
                 | Op::Detach { program: Program::MeshUplink, .. } => {}
                 Op::SetSysctl { place: Place::Host, key, .. } => {
-                    prop_assert!(key.ends_with("/forwarding"), "{}", op);
+                    let ours = key.ends_with("/forwarding") || key.contains("/sw-e1h/");
+                    prop_assert!(ours, "{}", op);
                 }
                 op => {
                     let text = op.to_string();

@@ -59,6 +59,7 @@ fn desired() -> Desired {
         network: IngressNetwork {
             vni: 4096,
             subnet: "10.255.0.0/16".parse().unwrap(),
+            subnet6: None,
         },
         peers: BTreeMap::new(),
         tasks: BTreeMap::new(),

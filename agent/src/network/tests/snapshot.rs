@@ -40,6 +40,12 @@ fn json(netns: &Netns, line: &str) -> Vec<Value> {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
+/// What `ip` says of both IP versions.
+fn both(netns: &Netns, line: &str) -> Vec<Value> {
+    let of = |version: char| json(netns, &format!("ip -j -{version} {line}"));
+    [of('4'), of('6')].concat()
+}
+
 fn read(lines: &mut BTreeSet<String>, place: &str, netns: &Netns, ours: impl Fn(&str) -> bool) {
     let mut add = |line: String| lines.insert(format!("{place}: {line}"));
     for link in json(netns, "ip -d -j link show") {
@@ -93,22 +99,26 @@ fn read(lines: &mut BTreeSet<String>, place: &str, netns: &Netns, ours: impl Fn(
             }
         }
     }
-    for link in json(netns, "ip -j -4 addr show scope global") {
+    for link in both(netns, "addr show scope global") {
         let name = link["ifname"].as_str().unwrap_or_default();
-        for address in link["addr_info"].as_array().into_iter().flatten() {
+        // An interface's address in another scope leaves an empty entry.
+        let addresses = link["addr_info"].as_array().into_iter().flatten();
+        for address in addresses.filter(|address| address["local"].is_string()) {
             add(format!(
                 "address {name} {}/{}",
                 address["local"], address["prefixlen"]
             ));
         }
     }
-    for route in json(netns, "ip -j -4 route show") {
+    // Link-local addresses are the kernel's business.
+    let routes = both(netns, "route show").into_iter();
+    for route in routes.filter(|route| route["dst"] != "fe80::/64") {
         add(format!(
             "route {} via {} dev {} {}",
             route["dst"], route["gateway"], route["dev"], route["metrics"]
         ));
     }
-    for entry in json(netns, "ip -j -4 neigh show nud permanent") {
+    for entry in both(netns, "neigh show nud permanent") {
         add(format!(
             "neighbour {} {} {}",
             entry["dst"], entry["dev"], entry["lladdr"]
@@ -147,6 +157,9 @@ fn read(lines: &mut BTreeSet<String>, place: &str, netns: &Netns, ours: impl Fn(
             "ip_forward {}",
             forward.unwrap().unwrap_or_default().trim()
         ));
+        let path = "/proc/sys/net/ipv6/conf/all/forwarding";
+        let forward = netns.run(|| std::fs::read_to_string(path)).unwrap();
+        add(format!("ipv6 forwarding {}", forward.unwrap().trim()));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::network::desired::{
     Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Peer, Service, Task,
+    address6,
 };
 use crate::network::netns::{Netns, NetnsDir};
 use crate::network::reconcile::{NetworkConfig, Reconciler};
@@ -63,6 +64,14 @@ pub(in crate::network) fn local(task: &TaskId) -> LocalTask {
     }
 }
 
+/// The IPv6 addresses of the network.
+const SUBNET6: &str = "fd00:a::/64";
+
+/// The twin of [`address_of`].
+pub(in crate::network) fn address6_of(task: &TaskId) -> IpAddr {
+    address6(SUBNET6.parse().unwrap(), address_of(task)).unwrap()
+}
+
 /// Runs a program inside a namespace and returns what it printed.
 pub(in crate::network) fn command(netns: &Netns, line: &str) -> String {
     try_command(netns, line).unwrap_or_else(|| panic!("{line} did not succeed"))
@@ -96,10 +105,16 @@ pub(in crate::network) fn within(time: Duration, mut condition: impl FnMut() -> 
 }
 
 pub(in crate::network) fn listen(netns: &Netns, port: u16) -> TcpListener {
-    netns
-        .run(|| TcpListener::bind(("0.0.0.0", port)))
-        .unwrap()
-        .unwrap()
+    listen_at(netns, (Ipv4Addr::UNSPECIFIED, port).into())
+}
+
+/// At both IP versions: a peer's IPv4 address is told as an IPv6 one.
+pub(in crate::network) fn listen_both(netns: &Netns, port: u16) -> TcpListener {
+    listen_at(netns, (Ipv6Addr::UNSPECIFIED, port).into())
+}
+
+fn listen_at(netns: &Netns, at: SocketAddr) -> TcpListener {
+    netns.run(|| TcpListener::bind(at)).unwrap().unwrap()
 }
 
 pub(in crate::network) fn connect(netns: &Netns, to: SocketAddr) -> io::Result<TcpStream> {
@@ -152,10 +167,13 @@ impl Node {
     }
 }
 
-/// Nodes 1 to n at 192.0.2.n, and a client at 192.0.2.100, on one wire.
+/// Nodes 1 to n at 192.0.2.n and 2001:db8::n, and a client at 192.0.2.100 and 2001:db8::100, on one
+/// wire.
 pub(in crate::network) struct World {
     nodes: Vec<Node>,
     pub(in crate::network) client: Netns,
+    /// Whether the nodes' data-path addresses are IPv6.
+    pub(in crate::network) underlay_ipv6: bool,
     generation: AtomicU64,
     _wire: Netns,
     bpffs: PathBuf,
@@ -197,9 +215,14 @@ impl World {
             hand_over(&netns, &name, &wire);
             command(&wire, &format!("ip link set {name} master wire up"));
             command(&netns, &format!("ip addr add 192.0.2.{number}/24 dev eth0"));
+            command(
+                &netns,
+                &format!("ip addr add 2001:db8::{number}/64 dev eth0 nodad"),
+            );
             command(&netns, "ip link set eth0 up");
             command(&netns, "ip link set lo up");
             command(&netns, "ip route add default via 192.0.2.254");
+            command(&netns, "ip route add ::/0 via 2001:db8::fe");
             netns
         };
         let node = |number| Node {
@@ -213,6 +236,7 @@ impl World {
         Self {
             nodes: (1..=nodes).map(node).collect(),
             client: plug(100),
+            underlay_ipv6: false,
             generation: AtomicU64::new(0),
             _wire: wire,
             bpffs,
@@ -247,7 +271,10 @@ impl World {
     ) -> Desired {
         let node_id = |number| id::<NodeId>('n', number);
         let ingress = |number: u8| IpAddr::from([10, 255, 0, number]);
-        let vtep = |number: u8| IpAddr::from([192, 0, 2, number]);
+        let vtep = |number: u8| match self.underlay_ipv6 {
+            false => IpAddr::from([192, 0, 2, number]),
+            true => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()]),
+        };
         let all = 1..=u8::try_from(self.nodes.len()).unwrap();
         Desired {
             local: LocalNode {
@@ -258,6 +285,7 @@ impl World {
             network: IngressNetwork {
                 vni: 4096,
                 subnet: "10.255.0.0/16".parse().unwrap(),
+                subnet6: Some(SUBNET6.parse().unwrap()),
             },
             peers: all
                 .filter(|number| *number != node)
