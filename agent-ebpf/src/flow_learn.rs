@@ -13,7 +13,7 @@ use swarm_ebpf_common::{
 use crate::count::count;
 use crate::packet::{Ports, tcp};
 use crate::shortcut_learn::remember;
-use crate::{NEXT, packet};
+use crate::{NEXT, headers, packet};
 
 #[map(name = "ingress_macs")]
 static INGRESS_MACS: HashMap<Mac, u32> = HashMap::pinned(capacity::INGRESS_MACS, 0);
@@ -34,13 +34,7 @@ fn learn(ctx: &TcContext) -> Option<()> {
     let mac = packet::source_mac(ctx)?;
     // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
     let node = *unsafe { INGRESS_MACS.get(Mac::new(mac)) }?;
-    let ip = packet::ipv4(ctx)?;
-    let ports = packet::ports(ctx, &ip)?;
-    let key = FlowKey::from_wire(
-        (ip.source_address(), ports.source),
-        (ip.destination_address(), ports.destination),
-        ip.protocol,
-    );
+    let (key, ports) = flow(ctx)?;
     // SAFETY: a helper without arguments.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     let fresh = FlowValue {
@@ -74,6 +68,31 @@ fn learn(ctx: &TcContext) -> Option<()> {
     }
     // Also for a TCP packet in mid-connection: another node has taken over the client's address.
     write(&key, fresh, Counter::FlowMoved)
+}
+
+/// The flow that a packet of a client belongs to. Of a packet in fragments the first one will do.
+#[inline(always)]
+fn flow(ctx: &TcContext) -> Option<(FlowKey, Ports)> {
+    let headers = if let Some(ip) = packet::ipv4(ctx) {
+        if let Some(ports) = packet::ports(ctx, &ip) {
+            let key = FlowKey::from_wire(
+                (ip.source_address(), ports.source),
+                (ip.destination_address(), ports.destination),
+                ip.protocol,
+            );
+            return Some((key, ports));
+        }
+        ip.headers()
+    } else {
+        headers::ipv6(ctx)?
+    };
+    let ports = headers.ports(ctx)?;
+    let key = FlowKey::from_wire(
+        (headers.source, ports.source),
+        (headers.destination, ports.destination),
+        headers.protocol,
+    );
+    Some((key, ports))
 }
 
 /// Notes on a known flow: the time, coarsely, and the end of a TCP connection.

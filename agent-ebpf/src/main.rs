@@ -3,16 +3,18 @@
 //!
 //! The mesh's are attached with clsact in direct-action mode. A packet that is none of their business
 //! leaves with `TC_ACT_UNSPEC`: the next filter on the interface, then the stack, gets it
-//! untouched. IPv4 TCP, UDP and SCTP on Ethernet; kernels from 6.1.
+//! untouched. TCP, UDP and SCTP over IPv4 and IPv6 on Ethernet, whole or in fragments, and the ICMP
+//! errors about them; kernels from 6.1.
 //!
-//! Deliberately absent: balancing of packets (IPVS does it), address or port rewriting, conntrack, IPv6,
-//! ICMP errors, and state for fragments.
+//! Deliberately absent: balancing of packets (IPVS does it), address or port rewriting, conntrack.
 #![no_std]
 #![no_main]
 
 mod count;
 mod flow_learn;
 mod flow_return;
+mod fragments;
+mod headers;
 mod mesh_out;
 mod mesh_uplink;
 mod packet;

@@ -15,7 +15,7 @@ use swarm_ebpf_common::{Address, Counter, capacity};
 use crate::count::count;
 use crate::mesh_uplink::CONFIG;
 use crate::packet::Ipv4;
-use crate::{NEXT, packet};
+use crate::{NEXT, headers, packet};
 
 #[map(name = "node_addrs")]
 static NODE_ADDRS: HashMap<Address, u32> = HashMap::pinned(capacity::NODE_ADDRS, 0);
@@ -32,9 +32,16 @@ pub fn mesh_out(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn reply(ctx: &TcContext) -> Option<i32> {
-    let ip = packet::ipv4(ctx)?;
-    NODE_ADDRS.get_ptr(ip.source_address())?;
-    if let Some((ifindex, mut next_hop)) = route(ctx, &ip) {
+    let found = if let Some(ip) = packet::ipv4(ctx) {
+        NODE_ADDRS.get_ptr(ip.source_address())?;
+        route(ctx, &ip)
+    } else {
+        // What comes after the addresses does not matter: fragments and all protocols leave.
+        let (source, destination, class_and_label) = headers::ipv6_addresses(ctx)?;
+        NODE_ADDRS.get_ptr(source)?;
+        route6(ctx, &source, &destination, class_and_label)
+    };
+    if let Some((ifindex, mut next_hop)) = found {
         // SAFETY: `next_hop` is a whole structure of the size given.
         let verdict = unsafe {
             bpf_redirect_neigh(
@@ -71,6 +78,31 @@ fn route(ctx: &TcContext, ip: &Ipv4) -> Option<(u32, bpf_redir_neigh)> {
     query.__bindgen_anon_2.tos = ip.tos;
     query.__bindgen_anon_3.ipv4_src = ip.source;
     query.__bindgen_anon_4.ipv4_dst = ip.destination;
+    next_hop(ctx, query)
+}
+
+/// The same for IPv6. `class_and_label` is in wire order.
+#[inline(always)]
+fn route6(
+    ctx: &TcContext,
+    source: &Address,
+    destination: &Address,
+    class_and_label: u32,
+) -> Option<(u32, bpf_redir_neigh)> {
+    // SAFETY: all zero is a valid value of a structure of integers and unions of integers.
+    let mut query: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    query.family = AF_INET6;
+    // SAFETY: the kernel gives every program a valid context.
+    query.ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    query.__bindgen_anon_2.flowinfo = class_and_label;
+    query.__bindgen_anon_3.ipv6_src = source.words();
+    query.__bindgen_anon_4.ipv6_dst = destination.words();
+    next_hop(ctx, query)
+}
+
+/// The kernel's answer to a query.
+#[inline(always)]
+fn next_hop(ctx: &TcContext, mut query: bpf_fib_lookup) -> Option<(u32, bpf_redir_neigh)> {
     // SAFETY: context and query are valid, the size is the query's.
     let found = unsafe {
         let size = size_of::<bpf_fib_lookup>() as i32;

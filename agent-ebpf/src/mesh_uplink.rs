@@ -8,12 +8,13 @@ use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, PerCpuHashMap};
 use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{
-    Config, Counter, PublishedKey, PublishedValue, ServiceStats, SourceKey, capacity,
-    published_flag,
+    Address, Config, Counter, FragmentValue, PublishedKey, PublishedValue, ServiceStats, SourceKey,
+    capacity, published_flag,
 };
 
 use crate::count::count;
-use crate::{NEXT, packet};
+use crate::headers::{Headers, Part};
+use crate::{NEXT, fragments, headers, packet};
 
 #[map(name = "config")]
 pub static CONFIG: Array<Config> = Array::pinned(1, 0);
@@ -45,20 +46,20 @@ fn published(ctx: &TcContext) -> Option<i32> {
     if unsafe { (*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_ID != 0 } {
         return None;
     }
-    let ip = packet::ipv4(ctx)?;
-    let ports = packet::ports(ctx, &ip)?;
-    let key = PublishedKey::from_wire(ip.destination_address(), ports.destination, ip.protocol);
-    // SAFETY: the value is plain integers; an entry replaced meanwhile is as good.
-    let entry = unsafe { PUBLISHED.get(key) }?;
-    let (service, flags) = (entry.service, entry.flags);
-    // Before anything else is spent on it, and before the balancer makes a connection of it.
-    if flags & published_flag::SOURCES != 0 {
-        let client = SourceKey::from_wire(ports.destination, ip.protocol, ip.source_address());
-        if SOURCES.get(Key::new(SourceKey::BITS, client)).is_none() {
-            count(Counter::SourceRefused);
-            return Some(TC_ACT_SHOT);
+    let found = if let Some(ip) = packet::ipv4(ctx) {
+        if let Some(ports) = packet::ports(ctx, &ip) {
+            let (client, address) = (ip.source_address(), ip.destination_address());
+            request(client, address, ports.destination, ip.protocol)?
+        } else {
+            of_headers(ctx, &ip.headers())?
         }
-    }
+    } else {
+        of_headers(ctx, &headers::ipv6(ctx)?)?
+    };
+    let service = match found {
+        Ok(service) => service,
+        Err(verdict) => return Some(verdict),
+    };
     let e1h = CONFIG.get(0)?.e1h_ifindex;
     if e1h == 0 {
         count(Counter::UplinkUnconfigured);
@@ -67,6 +68,59 @@ fn published(ctx: &TcContext) -> Option<i32> {
     count_request(ctx, service);
     // SAFETY: a helper without pointers.
     Some(unsafe { bpf_redirect_peer(e1h, 0) } as i32)
+}
+
+/// The service that a request of `client` to a port is for, or the verdict on it; nothing when the
+/// port is not published.
+#[inline(always)]
+fn request(client: Address, address: Address, port: u16, protocol: u8) -> Option<Result<u32, i32>> {
+    let (service, flags) = entry(address, port, protocol)?;
+    // Before anything else is spent on it, and before the balancer makes a connection of it.
+    if flags & published_flag::SOURCES != 0 {
+        let client = SourceKey::from_wire(port, protocol, client);
+        if SOURCES.get(Key::new(SourceKey::BITS, client)).is_none() {
+            count(Counter::SourceRefused);
+            return Some(Err(TC_ACT_SHOT));
+        }
+    }
+    Some(Ok(service))
+}
+
+/// Service and flags of a published port.
+#[inline(always)]
+fn entry(address: Address, port: u16, protocol: u8) -> Option<(u32, u32)> {
+    let key = PublishedKey::from_wire(address, port, protocol);
+    // SAFETY: the value is plain integers; an entry replaced meanwhile is as good.
+    let entry = unsafe { PUBLISHED.get(key) }?;
+    Some((entry.service, entry.flags))
+}
+
+/// As [`request`], of any other packet.
+#[inline(always)]
+fn of_headers(ctx: &TcContext, headers: &Headers) -> Option<Result<u32, i32>> {
+    if headers.part == Part::Later {
+        return Some(Ok(fragments::known(&headers.fragment_key())?.service));
+    }
+    if let Some(ports) = headers.ports(ctx) {
+        let (client, address) = (headers.source, headers.destination);
+        let found = request(client, address, ports.destination, headers.protocol);
+        if headers.part == Part::First {
+            let key = headers.fragment_key();
+            if let Some(Ok(service)) = found {
+                fragments::remember(&key, |now_ns| FragmentValue::request(now_ns, service));
+            } else {
+                fragments::forget(&key);
+            }
+        }
+        return found;
+    }
+    // An error about an answer that has left from a published port: IPVS knows whose it was.
+    let answer = headers.subject(ctx)?;
+    if answer.source != headers.destination {
+        return None;
+    }
+    let (service, _) = entry(answer.source, answer.ports.0, answer.protocol)?;
+    Some(Ok(service))
 }
 
 #[inline(always)]

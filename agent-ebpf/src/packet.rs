@@ -1,4 +1,5 @@
-//! Reading headers: Ethernet, IPv4, and the ports of TCP, UDP and SCTP.
+//! Reading the headers of ordinary packets: Ethernet, IPv4, and the ports of TCP, UDP and SCTP. The
+//! others are read by `headers`.
 //!
 //! Headers are read in place. Where they are not in the linear part of the packet they are pulled
 //! there first; every access is compared with the packet's end, which the verifier insists on.
@@ -7,17 +8,21 @@ use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{Address, Counter, Protocol};
 
 use crate::count::count;
+use crate::headers::{Headers, Part};
 
 /// `ETH_P_IP` as `__sk_buff::protocol` holds it.
 pub const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
 pub const PROTOCOL_TCP: u8 = Protocol::Tcp as u8;
 pub const PROTOCOL_UDP: u8 = Protocol::Udp as u8;
-const PROTOCOL_SCTP: u8 = Protocol::Sctp as u8;
+pub const PROTOCOL_SCTP: u8 = Protocol::Sctp as u8;
+/// Length in bytes of an Ethernet header.
 pub const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
 /// Length in bytes of an IPv4 header without options.
-const IPV4_MIN_LEN: usize = size_of::<Ipv4Header>();
+pub const IPV4_MIN_LEN: usize = size_of::<Ipv4Header>();
 /// The 13 bits of a fragment's offset.
-const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
+pub const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
+/// The offset, and the bit that says that more fragments follow: all zero of a whole packet.
+const FRAGMENT: u16 = 0x3fff_u16.to_be();
 
 /// Bits of [`Ports::tcp_flags`] (RFC 9293, section 3.1).
 pub mod tcp {
@@ -39,33 +44,33 @@ struct EthernetHeader {
 }
 
 #[repr(C)]
-struct Ipv4Header {
-    version_and_length: u8,
+pub struct Ipv4Header {
+    pub version_and_length: u8,
     tos: u8,
     total_len: u16,
     id: u16,
-    fragment: u16,
+    pub fragment: u16,
     ttl: u8,
-    protocol: u8,
+    pub protocol: u8,
     checksum: u16,
-    source: u32,
-    destination: u32,
+    pub source: u32,
+    pub destination: u32,
 }
 
 #[repr(C)]
-struct PortsHeader {
-    source: u16,
-    destination: u16,
+pub struct PortsHeader {
+    pub source: u16,
+    pub destination: u16,
 }
 
 /// The TCP header up to its flags.
 #[repr(C)]
-struct TcpHeader {
-    ports: PortsHeader,
+pub struct TcpHeader {
+    pub ports: PortsHeader,
     sequence: u32,
     acknowledgement: u32,
     length: u8,
-    flags: u8,
+    pub flags: u8,
     window: u16,
 }
 
@@ -76,6 +81,7 @@ pub struct Ipv4 {
     pub destination: u32,
     pub protocol: u8,
     pub tos: u8,
+    id: u16,
     header_len: usize,
     fragment: u16,
 }
@@ -91,6 +97,26 @@ impl Ipv4 {
     #[inline(always)]
     pub fn destination_address(&self) -> Address {
         Address::from_ipv4_word(self.destination)
+    }
+
+    /// The same in the form that both IP versions have.
+    #[inline(always)]
+    pub fn headers(&self) -> Headers {
+        let part = if self.fragment & FRAGMENT == 0 {
+            Part::Whole
+        } else if self.fragment & FRAGMENT_OFFSET == 0 {
+            Part::First
+        } else {
+            Part::Later
+        };
+        Headers {
+            source: self.source_address(),
+            destination: self.destination_address(),
+            protocol: self.protocol,
+            transport: ETHERNET_LEN + self.header_len,
+            part,
+            id: u32::from(self.id),
+        }
     }
 }
 
@@ -135,24 +161,29 @@ pub fn ipv4(ctx: &TcContext) -> Option<Ipv4> {
         destination: header.destination,
         protocol: header.protocol,
         tos: header.tos,
+        id: header.id,
         header_len,
         fragment: header.fragment,
     })
 }
 
-/// The ports; nothing for other protocols, and for fragments after the first, which carry none.
+/// The ports of a whole packet; nothing for other protocols.
 #[inline(always)]
 pub fn ports(ctx: &TcContext, ip: &Ipv4) -> Option<Ports> {
     // The ports of all three are their first four bytes.
     if !matches!(ip.protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP) {
         return None;
     }
-    if ip.fragment & FRAGMENT_OFFSET != 0 {
-        count(Counter::Fragments);
+    if ip.fragment & FRAGMENT != 0 {
         return None;
     }
-    let offset = ETHERNET_LEN + ip.header_len;
-    let ports = if ip.protocol == PROTOCOL_TCP {
+    ports_at(ctx, ip.protocol, ETHERNET_LEN + ip.header_len)
+}
+
+/// The ports in the header of one of the three at `offset` bytes.
+#[inline(always)]
+pub fn ports_at(ctx: &TcContext, protocol: u8, offset: usize) -> Option<Ports> {
+    let ports = if protocol == PROTOCOL_TCP {
         reach::<TcpHeader>(ctx, offset).map(|header| {
             // SAFETY: `reach` compared the header's end with the packet's.
             let header = unsafe { &*header };

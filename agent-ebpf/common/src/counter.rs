@@ -37,7 +37,8 @@ pub enum Counter {
     Collisions = 6,
     /// `flow_return`: the destination MAC address could not be written, dropped.
     ReturnFailed = 7,
-    /// Any program: a fragment without ports, passed through untouched.
+    /// `mesh_uplink`, `flow_return`: a fragment that came before the first of its packet, or long
+    /// after it; passed through untouched.
     Fragments = 8,
     /// Any program: headers cut short or nonsensical, passed through untouched.
     Malformed = 9,
@@ -45,6 +46,8 @@ pub enum Counter {
     SourceRefused = 10,
     /// Socket programs: asked for a service that has no ready task, refused.
     SocketNoBackend = 11,
+    /// Any program: more IPv6 extension headers than are skipped, passed through untouched.
+    Extensions = 12,
 }
 
 impl Counter {
@@ -52,7 +55,7 @@ impl Counter {
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// All of them, by index.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::UplinkUnconfigured,
         Self::OutByUplink,
         Self::OutUnroutable,
@@ -65,6 +68,7 @@ impl Counter {
         Self::Malformed,
         Self::SourceRefused,
         Self::SocketNoBackend,
+        Self::Extensions,
     ];
 
     /// The name under which it is shown.
@@ -82,6 +86,7 @@ impl Counter {
             Self::Malformed => "malformed",
             Self::SourceRefused => "source_refused",
             Self::SocketNoBackend => "socket_no_backend",
+            Self::Extensions => "extensions",
         }
     }
 }

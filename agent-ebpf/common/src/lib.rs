@@ -18,6 +18,7 @@ mod address;
 mod config;
 mod counter;
 mod flow;
+mod fragment;
 mod published;
 mod shortcut;
 mod socket;
@@ -26,6 +27,7 @@ pub use address::{Address, Mac};
 pub use config::Config;
 pub use counter::{Counter, ServiceStats};
 pub use flow::{FlowKey, FlowValue, flow_state};
+pub use fragment::{FragmentKey, FragmentValue};
 pub use published::{Protocol, PublishedKey, PublishedValue, SourceKey, published_flag};
 pub use shortcut::{ShortcutDraft, ShortcutKey, ShortcutValue, shortcut_state, shortcut_way};
 pub use socket::{
@@ -54,6 +56,8 @@ pub mod map {
     pub const SHORTCUTS: &str = "shortcuts";
     /// `PERCPU_ARRAY` with one [`ShortcutDraft`](crate::ShortcutDraft).
     pub const SHORTCUT_DRAFT: &str = "shortcut_draft";
+    /// `LRU_HASH` of [`FragmentKey`](crate::FragmentKey) to [`FragmentValue`](crate::FragmentValue).
+    pub const FRAGMENTS: &str = "fragments";
     /// `PERCPU_HASH` of `u32` service index to [`ServiceStats`](crate::ServiceStats).
     pub const SERVICE_STATS: &str = "service_stats";
     /// `PERCPU_ARRAY` of `u64`, indexed by [`Counter`](crate::Counter).
@@ -89,6 +93,9 @@ pub mod capacity {
     /// Connections that came in through one host, two entries each, about 14 MB. An approximate
     /// LRU; a connection that is not in it goes through IPVS.
     pub const SHORTCUTS: u32 = 131_072;
+    /// Packets in fragments that are under way at one time, about 1 MB. An approximate LRU: of a
+    /// lost entry, the rest of one packet is lost.
+    pub const FRAGMENTS: u32 = 8_192;
     /// Services with a published port.
     pub const SERVICE_STATS: u32 = 4_096;
     /// Namespaces of one host: its own and those of its tasks.
@@ -119,3 +126,7 @@ pub const SHORTCUT_RENEWAL_NS: u64 = 5_000_000_000;
 
 /// The same for UDP, where clients do not notice that a task is gone.
 pub const SHORTCUT_RENEWAL_UDP_NS: u64 = 500_000_000;
+
+/// Nanoseconds after the first fragment of a packet in which the others are known by it: as long as
+/// the kernel waits for them (`net.ipv4.ipfrag_time`).
+pub const FRAGMENT_LIFETIME_NS: u64 = 30_000_000_000;

@@ -7,9 +7,9 @@ use std::path::Path;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{MapInfo, MapType};
 use swarm_ebpf_common::{
-    Address, Config, Counter, FlowKey, FlowValue, Mac, PublishedKey, PublishedValue, ServiceStats,
-    ShortcutDraft, ShortcutKey, ShortcutValue, SocketBackend, SocketFlow, SocketPeer, SocketScope,
-    SocketService, SocketTarget, SourceKey, capacity, map,
+    Address, Config, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue, Mac, PublishedKey,
+    PublishedValue, ServiceStats, ShortcutDraft, ShortcutKey, ShortcutValue, SocketBackend,
+    SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey, capacity, map,
 };
 
 use super::MeshError;
@@ -25,7 +25,7 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 15] = [
+pub(super) const LAYOUTS: [Layout; 16] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
     Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
@@ -34,6 +34,7 @@ pub(super) const LAYOUTS: [Layout; 15] = [
     Layout::of::<FlowKey, FlowValue>(map::FLOW, MapType::LruHash, capacity::FLOW),
     Layout::of::<ShortcutKey, ShortcutValue>(map::SHORTCUTS, MapType::LruHash, capacity::SHORTCUTS),
     Layout::of::<u32, ShortcutDraft>(map::SHORTCUT_DRAFT, MapType::PerCpuArray, 1),
+    Layout::of::<FragmentKey, FragmentValue>(map::FRAGMENTS, MapType::LruHash, capacity::FRAGMENTS),
     Layout::of::<u32, ServiceStats>(
         map::SERVICE_STATS,
         MapType::PerCpuHash,

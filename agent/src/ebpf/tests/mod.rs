@@ -4,8 +4,10 @@
 //! Without root they print SKIP; with `SWARM_TEST_REQUIRE_KERNEL=1` a skip is a failure.
 
 mod attachment;
+mod both_versions;
 mod frame;
 mod maps;
+mod packet;
 mod path;
 mod sandbox;
 mod shortcut;

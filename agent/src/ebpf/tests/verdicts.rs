@@ -14,9 +14,9 @@ use crate::ebpf::{
     ServiceStats, SourceKey, published_flag,
 };
 
-const NEXT: i32 = -1;
-const DROP: i32 = 2;
-const REDIRECT: i32 = 7;
+pub(super) const NEXT: i32 = -1;
+pub(super) const DROP: i32 = 2;
+pub(super) const REDIRECT: i32 = 7;
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
@@ -56,7 +56,7 @@ fn verdict(mesh: &Mesh, program: Program, frame: &Frame) -> i32 {
     verdict
 }
 
-fn counter(mesh: &Mesh, counter: Counter) -> u64 {
+pub(super) fn counter(mesh: &Mesh, counter: Counter) -> u64 {
     mesh.counters().unwrap()[&counter]
 }
 
@@ -288,28 +288,6 @@ fn ports_are_found_behind_ip_options() {
                 assert_eq!(verdict, REDIRECT, "{header_words} words");
             }
         }
-    });
-}
-
-#[test]
-fn fragments_without_ports_pass_untouched() {
-    sandboxed(|sandbox| {
-        let mut mesh = sandbox.load();
-        publish(&mut mesh);
-        const MORE: u16 = 0x2000;
-        let first = Frame {
-            fragment_offset: MORE,
-            ..to_node()
-        };
-        assert_eq!(verdict(&mesh, Program::MeshUplink, &first), REDIRECT);
-        for fragment_offset in [1, MORE | 185, 0x1fff] {
-            let later = Frame {
-                fragment_offset,
-                ..to_node()
-            };
-            assert_eq!(verdict(&mesh, Program::MeshUplink, &later), NEXT);
-        }
-        assert_eq!(counter(&mesh, Counter::Fragments), 3);
     });
 }
 
