@@ -1,5 +1,6 @@
 //! The lab as a test sees it.
 
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -103,6 +104,18 @@ impl Host {
         self.node.address
     }
 
+    /// Its IPv6 address on the underlay.
+    #[must_use]
+    pub fn address6(&self) -> std::net::Ipv6Addr {
+        self.node.address6
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        [self.address().into(), self.address6().into()]
+    }
+
     /// Its agent (of a host, not of the client).
     #[must_use]
     pub fn agent(&self) -> Agent {
@@ -161,7 +174,15 @@ impl Host {
     /// # Errors
     /// When no answer of a `web` task comes within 5 s.
     pub fn ask_web(&self, target: &Host, port: u16) -> Result<WebAnswer> {
-        let url = format!("http://{}:{port}/", target.address());
+        self.ask_web_at((target.address(), port).into())
+    }
+
+    /// Asks `http://<at>/` on a connection of its own.
+    ///
+    /// # Errors
+    /// As [`Host::ask_web`].
+    pub fn ask_web_at(&self, at: SocketAddr) -> Result<WebAnswer> {
+        let url = format!("http://{at}/");
         let curl = ["curl", "-sSf", "--max-time", REQUEST_DEADLINE_S, &url];
         self.exec(&curl)?.success()?.parse()
     }
@@ -171,8 +192,19 @@ impl Host {
     /// # Errors
     /// When no answer of a `web` task comes within 5 s.
     pub fn ask_udp(&self, target: &Host, port: u16) -> Result<WebAnswer> {
-        let peer = format!("udp:{}:{port}", target.address());
-        let script = format!("echo ? | socat -t {REQUEST_DEADLINE_S} - {peer},shut-none | head -1");
+        self.ask_udp_at((target.address(), port).into(), 2)
+    }
+
+    /// Sends a datagram of `length` bytes and reads an answer of the same length, or of a line's.
+    ///
+    /// # Errors
+    /// As [`Host::ask_udp`].
+    pub fn ask_udp_at(&self, at: SocketAddr, length: usize) -> Result<WebAnswer> {
+        let version = if at.is_ipv4() { 4 } else { 6 };
+        let script = format!(
+            "head -c {length} /dev/zero \
+             | socat -b 65536 -t {REQUEST_DEADLINE_S} - udp{version}:{at},shut-none | head -1"
+        );
         self.exec(&["sh", "-c", &script])?.success()?.parse()
     }
 

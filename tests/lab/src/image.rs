@@ -4,14 +4,14 @@
 //! A task of `web` answers on
 //! * 80/tcp (nginx): `/` one line of text, see [`WebAnswer`]; `/big` 1 GB of zeros as fast as it
 //!   goes; `/slow` the same at 256 kB/s;
-//! * 5353/udp: every datagram with a line as `/` has it;
+//! * 5353/udp: every datagram with a line as `/` has it, filled up to the datagram's length;
 //! * 5201/tcp and udp: iperf3.
 //!
 //! Tags `latest` and `1` are one image, `2` differs in the release that its answers name. An image
 //! `broken` exits with code 7 at once.
 
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -23,7 +23,7 @@ use crate::command::must;
 use crate::services::{REGISTRY_DATA_DIR, registry};
 
 /// Raised whenever what goes into the images changes, so that no cached one is used.
-const REVISION: u32 = 1;
+const REVISION: u32 = 2;
 
 const BUSYBOX: &str = "/usr/bin/busybox";
 const NGINX: &str = "/usr/sbin/nginx";
@@ -94,12 +94,17 @@ impl FromStr for WebAnswer {
                 .find_map(|word| word.strip_prefix(name));
             found.with_context(|| format!("no {name} in the answer {text:?}"))
         };
+        let client = field("client=")?;
+        // nginx writes IPv6 addresses without brackets.
+        let (address, port) = client.rsplit_once(':').context("client without a port")?;
+        let address: IpAddr = address
+            .trim_matches(['[', ']'])
+            .parse()
+            .context("client's address in the answer")?;
         Ok(Self {
             task: field("task=")?.into(),
             server: field("server=")?.into(),
-            client: field("client=")?
-                .parse()
-                .context("client's address in the answer")?,
+            client: SocketAddr::new(address, port.parse().context("client's port")?),
             release: field("release=")?.into(),
         })
     }
@@ -267,17 +272,21 @@ fn libraries(ldd: &str) -> impl Iterator<Item = &str> {
 /// # Errors
 /// When the port cannot be bound.
 pub fn udp_echo() -> Result<()> {
-    let socket = UdpSocket::bind(("0.0.0.0", ECHO_PORT))?;
+    // Both IP versions, where the kernel has both.
+    let socket =
+        UdpSocket::bind(("::", ECHO_PORT)).or_else(|_| UdpSocket::bind(("0.0.0.0", ECHO_PORT)))?;
     let task = fs::read_to_string("/proc/sys/kernel/hostname")?;
     let release = std::env::var("RELEASE").unwrap_or_else(|_| "1".into());
-    let mut buffer = [0; 64];
+    let mut buffer = vec![0; 0x1_0000];
     loop {
         // An ICMP error for an earlier answer surfaces here; it concerns nobody any more.
-        let Ok((_, client)) = socket.recv_from(&mut buffer) else {
+        let Ok((length, client)) = socket.recv_from(&mut buffer) else {
             continue;
         };
-        let task = task.trim();
-        let answer = format!("task={task} server=any client={client} release={release}\n");
+        let (task, seen) = (task.trim(), client.ip().to_canonical());
+        let seen = SocketAddr::new(seen, client.port());
+        let answer = format!("task={task} server=any client={seen} release={release}");
+        let answer = format!("{answer:<fill$}\n", fill = length.saturating_sub(1));
         socket.send_to(answer.as_bytes(), client).ok();
     }
 }
@@ -294,6 +303,11 @@ mod tests {
         assert_eq!(answer.client, "10.99.0.100:4242".parse().unwrap());
         assert_eq!(answer.release, "2");
         assert!("502 Bad Gateway".parse::<WebAnswer>().is_err());
+        for client in ["fd00:99::64:4242", "[fd00:99::64]:4242"] {
+            let text = format!("task=ab server=any client={client} release=1   \n");
+            let answer: WebAnswer = text.parse().unwrap();
+            assert_eq!(answer.client, "[fd00:99::64]:4242".parse().unwrap());
+        }
     }
 
     #[test]

@@ -1,13 +1,28 @@
 //! The routing mesh on whole hosts. One swarm for all tests here; they run one after another.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use swarm_lab::{Host, Swarm, wait_until};
+use swarm_lab::{Host, Swarm, swarm::SETTLE_DEADLINE, wait_until};
 
 const PORT: u16 = 8080;
 const UDP_PORT: u16 = 5353;
+
+/// Nothing listens there in the tasks.
+const CLOSED_PORT: u16 = 5399;
+
+const PORTS: [&str; 6] = [
+    "-p",
+    "8080:80",
+    "-p",
+    "5353:5353/udp",
+    "-p",
+    "5399:5399/udp",
+];
 
 /// What a person breaks by hand is back within this.
 const REPAIR_DEADLINE: Duration = Duration::from_secs(5);
@@ -17,9 +32,7 @@ fn swarm() -> MutexGuard<'static, Swarm> {
     static SWARM: OnceLock<Mutex<Swarm>> = OnceLock::new();
     let swarm = SWARM.get_or_init(|| {
         let swarm = Swarm::fresh().expect("a swarm");
-        swarm
-            .create_web("web", 2, &["-p", "8080:80", "-p", "5353:5353/udp"])
-            .expect("service web");
+        swarm.create_web("web", 2, &PORTS).expect("service web");
         Mutex::new(swarm)
     });
     let swarm = swarm.lock().unwrap_or_else(PoisonError::into_inner);
@@ -68,6 +81,154 @@ fn every_host_answers_and_the_task_sees_the_client() {
 }
 
 #[test]
+fn every_host_answers_at_its_ipv6_address_and_the_task_sees_the_clients() {
+    let swarm = swarm();
+    let client = swarm.lab.client();
+    for host in swarm.lab.hosts() {
+        let at = (host.address6(), PORT).into();
+        let mut tasks = BTreeSet::new();
+        wait_until(SETTLE_DEADLINE, "both tasks answer over IPv6", || {
+            let answer = client.ask_web_at(at)?;
+            assert_eq!(
+                answer.client.ip(),
+                client.address6(),
+                "through {}",
+                host.name()
+            );
+            tasks.insert(answer.task);
+            ensure!(tasks.len() == 2, "only {tasks:?}");
+            Ok(())
+        })
+        .unwrap();
+        let answer = client.ask_udp_at((host.address6(), UDP_PORT).into(), 2);
+        assert_eq!(answer.unwrap().client.ip(), client.address6());
+    }
+}
+
+/// Datagrams larger than any link on the way, there and back.
+#[test]
+fn datagrams_in_fragments_arrive_and_are_answered() {
+    let swarm = swarm();
+    let client = swarm.lab.client();
+    for host in swarm.lab.hosts() {
+        for (address, own) in host.addresses().into_iter().zip(client.addresses()) {
+            // The first one over IPv6 may be lost to the discovery of the overlay's MTU.
+            wait_until(SETTLE_DEADLINE, "an answer in fragments", || {
+                let answer = client.ask_udp_at((address, UDP_PORT).into(), 4000)?;
+                assert_eq!(answer.client.ip(), own, "through {}", host.name());
+                Ok(())
+            })
+            .unwrap();
+        }
+    }
+}
+
+/// A task's refusal is the client's.
+#[test]
+fn a_closed_udp_port_of_a_task_refuses() {
+    let swarm = swarm();
+    for host in swarm.lab.hosts() {
+        for address in host.addresses() {
+            let version = if address.is_ipv4() { 4 } else { 6 };
+            let at = SocketAddr::new(address, CLOSED_PORT);
+            let ask = format!("echo ? | socat -t 5 - udp{version}:{at},shut-none");
+            let outcome = swarm.lab.client().exec(&["sh", "-c", &ask]).unwrap();
+            assert!(outcome.stderr.contains("refused"), "{at}: {outcome:?}");
+        }
+    }
+}
+
+/// A client behind a router with a narrow link: the router's errors reach the task that sends too
+/// large packets. And a client that sends too large ones is told by the ingress node.
+#[test]
+fn the_path_mtu_is_discovered_both_ways() {
+    let swarm = swarm();
+    let narrow = NarrowPath::new(1300).unwrap();
+    for host in swarm.lab.hosts() {
+        for address in host.addresses() {
+            let url = format!("http://{}/big", SocketAddr::new(address, PORT));
+            let download = [
+                "curl",
+                "-sSf",
+                "--max-time",
+                "20",
+                "-r",
+                "0-999999",
+                "-o",
+                "/dev/null",
+            ];
+            narrow
+                .exec(&[&download[..], &[&url]].concat())
+                .unwrap_or_else(|error| panic!("{url}: {error:#}"));
+        }
+        // Not to be fragmented on the way: the overlay takes 1450 bytes.
+        let client = swarm.lab.client();
+        let at = SocketAddr::from((host.address(), UDP_PORT));
+        let send = format!("head -c 1472 /dev/zero | socat -u -b 2000 - udp4:{at},mtudiscover=2");
+        wait_until(
+            SETTLE_DEADLINE,
+            "the client knows the overlay's MTU",
+            || {
+                client.exec(&["sh", "-c", &send])?;
+                let route = client
+                    .exec(&["ip", "route", "get", &host.address().to_string()])?
+                    .success()?;
+                ensure!(route.contains("mtu 1450"), "{route}");
+                Ok(())
+            },
+        )
+        .unwrap();
+    }
+}
+
+/// A host of its own behind the lab's first namespace, by a link that only the router knows to be
+/// narrow.
+struct NarrowPath;
+
+impl NarrowPath {
+    fn new(mtu: u16) -> Result<Self> {
+        let plan = format!(
+            "netns add narrow\n\
+             link add u-narrow mtu {mtu} type veth peer name eth0 mtu 1500 netns narrow\n\
+             addr add 10.98.0.254/24 dev u-narrow\n\
+             addr add fd00:98::fe/64 dev u-narrow nodad\n\
+             link set u-narrow up\n\
+             -n narrow addr add 10.98.0.1/24 dev eth0\n\
+             -n narrow addr add fd00:98::1/64 dev eth0 nodad\n\
+             -n narrow link set eth0 up\n\
+             -n narrow route add default via 10.98.0.254\n\
+             -n narrow route add ::/0 via fd00:98::fe"
+        );
+        let path = Self;
+        for line in plan.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            run(Command::new("ip").args(&words))?;
+        }
+        Ok(path)
+    }
+
+    fn exec(&self, words: &[&str]) -> Result<String> {
+        let enter = ["--net=/run/netns/narrow", "--"];
+        run(Command::new("nsenter").args(enter).args(words))
+    }
+}
+
+impl Drop for NarrowPath {
+    fn drop(&mut self) {
+        for line in ["link del u-narrow", "netns del narrow"] {
+            run(Command::new("ip").args(line.split(' '))).ok();
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {errors}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
 fn ipvs_has_what_the_plan_says() {
     let swarm = swarm();
     for host in swarm.lab.hosts() {
@@ -82,7 +243,10 @@ fn ipvs_has_what_the_plan_says() {
         let destinations = table
             .lines()
             .filter(|line| line.starts_with("-a -t") && line.contains(":80 -m -w 1"));
-        assert_eq!(destinations.count(), 2, "{}:\n{table}", host.name());
+        // At the IPv4 and at the IPv6 address.
+        assert_eq!(destinations.count(), 4, "{}:\n{table}", host.name());
+        let over_ipv6 = format!("-A -t [{}]:{PORT} -s rr", host.address6());
+        assert!(table.contains(&over_ipv6), "{}:\n{table}", host.name());
     }
 }
 
