@@ -1,6 +1,6 @@
 //! Which address of this host others dial (moby `daemon/cluster/listen_addr.go`).
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
@@ -55,15 +55,15 @@ fn local_addresses() -> Result<Vec<Local>, AddressError> {
         let Some(address) = entry.address else {
             continue;
         };
-        if let Some(v4) = address.as_sockaddr_in() {
-            let address = v4.ip();
-            if !address.is_link_local() {
-                found.push(Local {
-                    interface: entry.interface_name,
-                    address: address.into(),
-                });
-            }
-        }
+        let address: IpAddr = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) if !v4.ip().is_link_local() => v4.ip().into(),
+            (_, Some(v6)) if !v6.ip().is_unicast_link_local() => v6.ip().into(),
+            _ => continue,
+        };
+        found.push(Local {
+            interface: entry.interface_name,
+            address,
+        });
     }
     Ok(found)
 }
@@ -72,6 +72,7 @@ fn local_addresses() -> Result<Vec<Local>, AddressError> {
 const ENGINE_BRIDGES: [&str; 4] = ["docker0", "docker_gwbridge", "cni0", "sw-"];
 
 /// The address to advertise, from what was asked for: `ADDRESS[:PORT]`, an interface, or nothing.
+/// Unless an IPv6 address is asked for, it is an IPv4 one where there is any.
 pub(super) fn advertise_address(asked: &str) -> Result<SocketAddr, AddressError> {
     choose(asked, &local_addresses()?)
 }
@@ -85,7 +86,7 @@ fn choose(asked: &str, local: &[Local]) -> Result<SocketAddr, AddressError> {
         texts.join(", ")
     };
     if asked.is_empty() {
-        let dialable: Vec<_> = local
+        let mut dialable: Vec<_> = local
             .iter()
             .filter(|local| {
                 !ENGINE_BRIDGES
@@ -94,13 +95,18 @@ fn choose(asked: &str, local: &[Local]) -> Result<SocketAddr, AddressError> {
             })
             .cloned()
             .collect();
+        if dialable.iter().any(|local| local.address.is_ipv4()) {
+            dialable.retain(|local| local.address.is_ipv4());
+        }
         return match dialable.as_slice() {
             [] => Err(AddressError::None),
             [only] => Ok(SocketAddr::new(only.address, DEFAULT_PORT)),
             _ => Err(AddressError::Ambiguous(list(&dialable))),
         };
     }
-    if let Some(found) = local.iter().find(|local| local.interface == asked) {
+    let of_interface = local.iter().filter(|local| local.interface == asked);
+    // IPv4 first: false is less than true.
+    if let Some(found) = of_interface.min_by_key(|local| local.address.is_ipv6()) {
         return Ok(SocketAddr::new(found.address, DEFAULT_PORT));
     }
     let not_local = || AddressError::NotLocal(asked.to_owned(), list(local));
@@ -121,19 +127,28 @@ pub(super) fn with_port(text: &str) -> Result<SocketAddr, AddressError> {
         .map_err(|_| AddressError::Invalid(text.to_owned()))
 }
 
-/// What to listen on: what was asked for, or every address.
-pub(super) fn listen_address(asked: &str) -> Result<SocketAddr, AddressError> {
+/// What to listen on: what was asked for, or every address of the IP version of what is advertised,
+/// with IPv6 also IPv4.
+pub(super) fn listen_address(asked: &str, advertise: IpAddr) -> Result<SocketAddr, AddressError> {
     if asked.is_empty() {
-        return Ok(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), DEFAULT_PORT));
+        return Ok(SocketAddr::new(unspecified(advertise), DEFAULT_PORT));
     }
     with_port(asked)
+}
+
+/// Every address of the same IP version.
+fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// The address of this host that packets to `remote` leave from.
 pub(super) fn address_towards(remote: SocketAddr) -> Result<IpAddr, AddressError> {
     let route = || {
         // Connecting a UDP socket only asks the routing table; nothing is sent.
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let socket = UdpSocket::bind((unspecified(remote.ip()), 0))?;
         socket.connect(remote)?;
         Ok(socket.local_addr()?.ip())
     };
@@ -178,6 +193,33 @@ mod tests {
         );
         assert!(choose("198.51.100.1", &addresses).is_err());
         assert!(choose("eth7", &addresses).is_err());
+    }
+
+    #[test]
+    fn ipv6_is_taken_where_it_is_asked_for_or_alone() {
+        let ipv6 = |interface: &str, address: &str| Local {
+            interface: interface.to_owned(),
+            address: address.parse().unwrap(),
+        };
+        let alone = ipv6("eth0", "2001:db8::1");
+        let both = [alone.clone(), local("eth0", 1), ipv6("eth0", "fd00::1")];
+        for asked in ["", "eth0", "192.0.2.1"] {
+            let chosen = choose(asked, &both).unwrap();
+            assert_eq!(chosen, "192.0.2.1:2377".parse().unwrap(), "{asked:?}");
+        }
+        for (asked, expected) in [
+            ("2001:db8::1", "[2001:db8::1]:2377"),
+            ("[fd00::1]:99", "[fd00::1]:99"),
+        ] {
+            assert_eq!(choose(asked, &both).unwrap(), expected.parse().unwrap());
+        }
+        for asked in ["", "eth0"] {
+            let chosen = choose(asked, std::slice::from_ref(&alone)).unwrap();
+            assert_eq!(chosen, "[2001:db8::1]:2377".parse().unwrap());
+            let listen = listen_address("", chosen.ip()).unwrap();
+            assert_eq!(listen, "[::]:2377".parse().unwrap());
+        }
+        assert!(choose("2001:db8::2", &both).is_err());
     }
 
     #[test]

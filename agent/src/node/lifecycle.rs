@@ -155,7 +155,7 @@ impl Agent {
             data_path_address,
         } = request;
         let advertise = address::advertise_address(&advertise_address)?;
-        let mut listen = address::listen_address(&listen_address)?;
+        let mut listen = address::listen_address(&listen_address, advertise.ip())?;
         if listen_address.is_empty() {
             listen.set_port(advertise.port());
         }
