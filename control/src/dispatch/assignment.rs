@@ -127,9 +127,9 @@ pub(crate) type Assignments = BTreeMap<AssignmentKey, Item>;
 pub(super) fn assignments(state: &State, node: &NodeId) -> Assignments {
     let mut all = shared(state);
     all.extend(own(state, node));
-    let networks = super::overlay::networks(state);
+    let networks = super::overlay::networks(state, &BTreeMap::new());
     for network in super::overlay::present(state, node) {
-        all.extend(networks.get(&network).cloned().unwrap_or_default());
+        all.extend((networks.get(&network).into_iter()).flat_map(|known| known.items.clone()));
     }
     all
 }

@@ -2,13 +2,16 @@
 //! and nothing about any other.
 //!
 //! What is said of a network is the same for every node on it, so it is worked out and compared
-//! once a round and network, however many nodes there are.
+//! once a round and network, however many nodes there are; and only where something on that network
+//! has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use swarm_model::{Attachment, EndpointMode, NetworkId, NodeId, Service, ServiceId, Task, TaskId};
+use swarm_model::{
+    Attachment, EndpointMode, Network, NetworkId, NodeId, Service, ServiceId, Task, TaskId,
+};
 
 use super::assignment::{AssignmentKey, Assignments, Delta, EndpointState, Item, serving};
 use crate::store::State;
@@ -54,7 +57,49 @@ pub(crate) struct NetworkService {
 }
 
 /// Per network, what every node on it is to know.
-pub(super) type ByNetwork = BTreeMap<NetworkId, Assignments>;
+pub(super) type ByNetwork = BTreeMap<NetworkId, Arc<Known>>;
+
+/// What every node on a network is to know of it, and what that was made from.
+#[derive(Debug)]
+pub(super) struct Known {
+    made_from: MadeFrom,
+    /// The network itself, its endpoints and its services.
+    pub(super) items: Assignments,
+}
+
+/// How many objects of each kind something was made from, and the newest version among them. An
+/// object that is put has a version that none had before, so that what was made from the same is
+/// the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MadeFrom {
+    network: u64,
+    nodes: (usize, u64),
+    services: (usize, u64),
+    tasks: (usize, u64),
+}
+
+impl MadeFrom {
+    fn of(state: &State, network: &Network, nodes: (usize, u64)) -> Self {
+        let tasks = || state.tasks_of_network(&network.id);
+        let services: BTreeSet<&ServiceId> = tasks().map(|task| &task.service_id).collect();
+        let others = state.services_of_network(&network.id);
+        let others = others.filter(|service| !services.contains(&service.id));
+        let services = services.iter().filter_map(|id| state.service(id));
+        Self {
+            network: network.meta.version,
+            nodes,
+            services: count(services.chain(others).map(|service| service.meta.version)),
+            tasks: count(tasks().map(|task| task.meta.version)),
+        }
+    }
+}
+
+/// How many versions there are, and the newest.
+fn count(versions: impl Iterator<Item = u64>) -> (usize, u64) {
+    versions.fold((0, 0), |(count, newest), version| {
+        (count + 1, newest.max(version))
+    })
+}
 
 /// The networks of users that `node` takes part in: those of its tasks that have not ended.
 pub(super) fn present(state: &State, node: &NodeId) -> BTreeSet<NetworkId> {
@@ -66,91 +111,77 @@ pub(super) fn present(state: &State, node: &NodeId) -> BTreeSet<NetworkId> {
         .collect()
 }
 
-/// What nodes are to know of each network of a user that any node takes part in.
-pub(super) fn networks(state: &State) -> ByNetwork {
-    let endpoints = endpoints(state);
-    let mut attached: BTreeSet<(&NetworkId, &ServiceId)> = endpoints
-        .values()
-        .flatten()
-        .map(|endpoint| (&endpoint.network, &endpoint.service))
-        .collect();
-    let named: Vec<_> = state
-        .services()
-        .flat_map(|service| {
-            let asked = service.spec.task.network_ids();
-            asked.map(move |network| (network, &service.id))
-        })
-        .collect();
-    attached.extend(
-        (named.iter().map(|(network, service)| (network, *service)))
-            .filter(|(network, _)| endpoints.contains_key(*network)),
-    );
-    let mut services: BTreeMap<&NetworkId, Vec<NetworkService>> = BTreeMap::new();
-    for (network, service) in attached {
-        if let Some(service) = state.service(service) {
-            let services = services.entry(network).or_default();
-            services.push(network_service(network, service));
-        }
-    }
-    endpoints
-        .iter()
-        .filter_map(|(id, endpoints)| {
-            let network = state.network(id)?;
-            let services = services.remove(id).unwrap_or_default();
-            Some((id.clone(), assignments(network, endpoints, services)))
+/// What nodes are to know of each network of a user that any node takes part in; of one that
+/// nothing has changed since `old`, just that.
+pub(super) fn networks(state: &State, old: &ByNetwork) -> ByNetwork {
+    let nodes = count(state.nodes().map(|node| node.meta.version));
+    let of_users = state.networks().filter(|network| !network.spec.ingress);
+    of_users
+        .filter_map(|network| {
+            let made_from = MadeFrom::of(state, network, nodes);
+            let known = old.get(&network.id);
+            let known = match known.filter(|known| known.made_from == made_from) {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(Known {
+                    made_from,
+                    items: items(state, network)?,
+                }),
+            };
+            Some((network.id.clone(), known))
         })
         .collect()
 }
 
-fn assignments(
-    network: &Arc<swarm_model::Network>,
-    endpoints: &[NetworkEndpoint],
-    services: Vec<NetworkService>,
-) -> Assignments {
+/// What nodes are to know of `network`; none while it has no endpoint, and so is on no node.
+fn items(state: &State, network: &Arc<Network>) -> Option<Assignments> {
+    let endpoints = endpoints(state, &network.id);
+    if endpoints.is_empty() {
+        return None;
+    }
+    let mut services: BTreeSet<&ServiceId> = state
+        .services_of_network(&network.id)
+        .map(|service| &service.id)
+        .collect();
+    services.extend(endpoints.iter().map(|endpoint| &endpoint.service));
+    let services = services.iter().filter_map(|id| state.service(id));
+    let services = services.map(|service| {
+        let it = network_service(&network.id, service);
+        let key = AssignmentKey::NetworkService(it.network.clone(), it.service.clone());
+        (key, Item::NetworkService(it))
+    });
     let itself = (
         AssignmentKey::Network(network.id.clone()),
         Item::Network(Arc::clone(network)),
     );
-    let endpoints = endpoints.iter().map(|it| {
+    let mut items: Assignments = std::iter::once(itself).chain(services).collect();
+    items.extend(endpoints.into_iter().map(|it| {
         let key = AssignmentKey::NetworkEndpoint(it.network.clone(), it.task.clone());
-        (key, Item::NetworkEndpoint(it.clone()))
-    });
-    let services = services.into_iter().map(|it| {
-        let key = AssignmentKey::NetworkService(it.network.clone(), it.service.clone());
-        (key, Item::NetworkService(it))
-    });
-    std::iter::once(itself)
-        .chain(endpoints)
-        .chain(services)
-        .collect()
+        (key, Item::NetworkEndpoint(it))
+    }));
+    Some(items)
 }
 
-/// The endpoints of each network of a user that has any. Silent nodes as on the ingress network.
-fn endpoints(state: &State) -> BTreeMap<NetworkId, Vec<NetworkEndpoint>> {
-    let mut endpoints: BTreeMap<NetworkId, Vec<NetworkEndpoint>> = BTreeMap::new();
+/// The endpoints of `network`. Silent nodes as on the ingress network.
+fn endpoints(state: &State, network: &NetworkId) -> Vec<NetworkEndpoint> {
+    let mut endpoints = Vec::new();
     let mut with_ready = BTreeSet::new();
     let mut on_suspect = Vec::new();
-    for task in state.tasks() {
-        if task.attachments.is_empty() {
-            continue;
-        }
-        let Some(serving) = serving(state, task) else {
+    for task in state.tasks_of_network(network) {
+        let mut attachments = task.attachments.iter();
+        let attachment = attachments.find(|attachment| attachment.network == *network);
+        let (Some(attachment), Some(serving)) = (attachment, serving(state, task)) else {
             continue;
         };
-        for attachment in &task.attachments {
-            let others = endpoints.entry(attachment.network.clone()).or_default();
-            if serving.state == EndpointState::Ready {
-                with_ready.insert((&attachment.network, &task.service_id));
-            } else if serving.but_for_silence {
-                on_suspect.push((&attachment.network, &task.service_id, others.len()));
-            }
-            others.push(endpoint(task, attachment, &serving.node.id, serving.state));
+        if serving.state == EndpointState::Ready {
+            with_ready.insert(&task.service_id);
+        } else if serving.but_for_silence {
+            on_suspect.push(endpoints.len());
         }
+        endpoints.push(endpoint(task, attachment, &serving.node.id, serving.state));
     }
-    for (network, service, at) in on_suspect {
-        if !with_ready.contains(&(network, service))
-            && let Some(endpoint) = endpoints.get_mut(network).and_then(|all| all.get_mut(at))
-        {
+    for at in on_suspect {
+        let endpoint: &mut NetworkEndpoint = &mut endpoints[at];
+        if !with_ready.contains(&endpoint.service) {
             endpoint.state = EndpointState::Ready;
         }
     }
@@ -199,7 +230,8 @@ fn network_service(network: &NetworkId, service: &Service) -> NetworkService {
 pub(super) fn news(old: &ByNetwork, new: &ByNetwork) -> BTreeMap<NetworkId, Delta> {
     new.iter()
         .filter_map(|(id, new)| {
-            let delta = Delta::between(old.get(id)?, new);
+            let old = old.get(id).filter(|old| !Arc::ptr_eq(old, new))?;
+            let delta = Delta::between(&old.items, &new.items);
             (!delta.is_empty()).then(|| (id.clone(), delta))
         })
         .collect()
@@ -216,15 +248,18 @@ pub(super) fn changes(
 ) -> Delta {
     let mut delta = Delta::default();
     for left in before.difference(now) {
-        let gone = old.get(left).into_iter().flat_map(BTreeMap::keys);
+        let gone = old.get(left).into_iter().flat_map(|it| it.items.keys());
         delta.remove.extend(gone.cloned());
     }
     for network in now {
         if !before.contains(network) || !old.contains_key(network) {
-            let all = new.get(network).into_iter().flat_map(BTreeMap::values);
+            let all = new
+                .get(network)
+                .into_iter()
+                .flat_map(|it| it.items.values());
             delta.put.extend(all.cloned());
         } else if !new.contains_key(network) {
-            let gone = old.get(network).into_iter().flat_map(BTreeMap::keys);
+            let gone = old.get(network).into_iter().flat_map(|it| it.items.keys());
             delta.remove.extend(gone.cloned());
         } else if let Some(news) = news.get(network) {
             delta = delta.with(news);

@@ -82,7 +82,7 @@ impl Sessions {
     pub(crate) fn new(state: &State) -> Self {
         let mut sessions = Self {
             shared: shared(state),
-            networks: overlay::networks(state),
+            networks: overlay::networks(state, &BTreeMap::new()),
             revision: 1,
             by_node: BTreeMap::new(),
             draining: BTreeMap::new(),
@@ -98,7 +98,7 @@ impl Sessions {
         let of_networks = networks
             .iter()
             .filter_map(|network| self.networks.get(network))
-            .flat_map(BTreeMap::values);
+            .flat_map(|known| known.items.values());
         let everything = Delta {
             put: (self.shared.values().chain(own.values()))
                 .chain(of_networks)
@@ -154,7 +154,7 @@ impl Sessions {
         let shared = shared(state);
         let news = Delta::between(&self.shared, &shared);
         self.shared = shared;
-        let networks = overlay::networks(state);
+        let networks = overlay::networks(state, &self.networks);
         let network_news = overlay::news(&self.networks, &networks);
         if !news.is_empty() || !network_news.is_empty() {
             self.revision += 1;

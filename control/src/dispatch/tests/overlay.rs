@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use swarm_model::{
     DesiredState, EndpointMode, NetworkId, NodeId, NodeState, ServiceId, SessionId, TaskState,
@@ -9,6 +10,7 @@ use swarm_model::{
 
 use super::assigned::follow;
 use crate::dispatch::assignment::{AssignmentKey, Assignments, EndpointState, Item, assignments};
+use crate::dispatch::overlay::networks;
 use crate::dispatch::session::Sessions;
 use crate::orchestrate::scenario::{Scenario, on};
 
@@ -22,11 +24,12 @@ fn add_service(swarm: &mut Scenario, name: &str, replicas: u64, network: &Networ
     service
 }
 
-/// Moves tasks of `service` to `network` by hand, whatever their spec says.
+/// Moves tasks of `service` to `network` by hand, which no update does.
 fn move_to(swarm: &mut Scenario, service: &ServiceId, network: &NetworkId) {
     for task in swarm.tasks(service) {
         swarm.edit_task(&task.id, |edited| {
-            edited.attachments[0].network = network.clone()
+            edited.spec.networks[0].target = network.to_string();
+            edited.attachments[0].network = network.clone();
         });
     }
 }
@@ -208,4 +211,42 @@ fn a_node_that_is_not_on_the_network_holds_up_no_drain() {
     let session = at_home.expect("opened");
     sessions.applied(&home, &session, outgoing.generation);
     assert!(sessions.drained(&swarm.state).contains(&task.id));
+}
+
+#[test]
+fn what_did_not_change_is_not_made_again() {
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    let front = swarm.add_network("front", |_| {});
+    let back = swarm.add_network("back", |_| {});
+    let web = add_service(&mut swarm, "web", 2, &front);
+    let data = add_service(&mut swarm, "data", 1, &back);
+    let mut known = networks(&swarm.state, &BTreeMap::new());
+    let mut remade = |swarm: &Scenario| {
+        let now = networks(&swarm.state, &known);
+        let same = |id: &NetworkId| Arc::ptr_eq(&known[id], &now[id]);
+        let remade = [!same(&front), !same(&back)];
+        // Whatever was kept is what would have been made.
+        let anew = networks(&swarm.state, &BTreeMap::new());
+        for (id, kept) in &now {
+            assert_eq!(kept.items, anew[id].items);
+        }
+        known = now;
+        remade
+    };
+    assert_eq!(remade(&swarm), [false, false]);
+    let task = swarm.tasks(&web).remove(0).id;
+    swarm.edit_task(&task, |task| task.desired_state = DesiredState::Draining);
+    assert_eq!(remade(&swarm), [true, false]);
+    swarm.remove(task);
+    assert_eq!(remade(&swarm), [true, false]);
+    swarm.edit_service(&data, |spec| spec.endpoint.mode = EndpointMode::Dnsrr);
+    assert_eq!(remade(&swarm), [false, true]);
+    // A service that has left a network by its spec, and has a task there still.
+    swarm.edit_service(&data, |spec| spec.task.networks.clear());
+    assert_eq!(remade(&swarm), [false, true]);
+    swarm.edit_service(&data, |spec| spec.endpoint.mode = EndpointMode::Vip);
+    assert_eq!(remade(&swarm), [false, true]);
+    swarm.set_node_state("h2", NodeState::Suspect);
+    assert_eq!(remade(&swarm), [true, true]);
+    assert_eq!(remade(&swarm), [false, false]);
 }
