@@ -241,6 +241,10 @@ fn what_did_not_change_is_not_made_again() {
     assert_eq!(remade(&swarm), [true, false]);
     swarm.edit_service(&data, |spec| spec.endpoint.mode = EndpointMode::Dnsrr);
     assert_eq!(remade(&swarm), [false, true]);
+    let mut without = swarm.service(&data).clone();
+    without.endpoint.vips.clear();
+    swarm.put(without);
+    assert_eq!(remade(&swarm), [false, true]);
     // A service that has left a network by its spec, and has a task there still.
     swarm.edit_service(&data, |spec| spec.task.networks.clear());
     assert_eq!(remade(&swarm), [false, true]);
