@@ -203,6 +203,31 @@ fn an_unpublished_port_is_the_hosts_and_refuses_at_once() {
     });
 }
 
+/// What a published port without a ready task is: nobody in the ingress namespace listens.
+#[test]
+fn a_published_port_without_a_balancer_refuses_at_once_and_hides_the_hosts() {
+    sandboxed(|sandbox| {
+        let mut host = Host::new(sandbox);
+        let port = PORT + 1;
+        let _hidden = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+        let key = PublishedKey::new(NODE.into(), port, Protocol::Tcp);
+        let value = PublishedValue {
+            service: 1,
+            flags: 0,
+        };
+        host.mesh
+            .set_published(&BTreeMap::from([(key, value)]))
+            .unwrap();
+        for _ in 0..8 {
+            let asked = host
+                .near
+                .inside(|| ask_tcp(NEAR, SocketAddr::from((NODE, port))));
+            let error = asked.unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+        }
+    });
+}
+
 #[test]
 fn headers_outside_the_linear_part_are_pulled_in() {
     sandboxed(|sandbox| {
