@@ -16,6 +16,9 @@ pub(crate) struct Desired {
     pub(crate) network: IngressNetwork,
     /// The other nodes with an address on the network. This node among them is ignored.
     pub(crate) peers: BTreeMap<NodeId, Peer>,
+    /// Per network of a user, every task on it, wherever it runs; as for `tasks`. What a network is
+    /// like is said with each attachment: without one of a local task there is none on this node.
+    pub(crate) members: BTreeMap<NetworkId, BTreeMap<TaskId, Task>>,
     /// Every task on the network, wherever it runs. One on a node that is neither local nor among
     /// the peers cannot be reached and is left out.
     pub(crate) tasks: BTreeMap<TaskId, Task>,
@@ -58,6 +61,34 @@ pub(crate) struct LocalTask {
     pub(crate) address: IpAddr,
     /// Whether it may reach the outside.
     pub(crate) egress: bool,
+    /// Its places on networks of users.
+    pub(crate) attachments: Vec<Attachment>,
+}
+
+/// A local task's place on a network of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Attachment {
+    /// Its interface is `eth` and this number, from 1 (`eth0` is on the ingress network).
+    pub(crate) interface: usize,
+    /// Which network.
+    pub(crate) network: NetworkId,
+    /// What that is like; the same for all tasks.
+    pub(crate) overlay: Overlay,
+    /// The task's address there.
+    pub(crate) address: IpAddr,
+}
+
+/// A network of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overlay {
+    /// VXLAN network identifier, 1 to 2^24-1.
+    pub(crate) vni: u32,
+    /// The network's addresses.
+    pub(crate) subnet: IpNet,
+    /// The address that every node answers as the gateway.
+    pub(crate) gateway: IpAddr,
+    /// Largest packet in bytes that a person wants; what the underlay does not carry is lowered.
+    pub(crate) mtu: Option<u32>,
 }
 
 /// This node.

@@ -26,11 +26,11 @@ pub(super) fn execute(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
             failures.extend(balance(kernel, &batch));
             continue;
         }
-        // A task of this node that cannot be connected must not keep the other services of the
-        // swarm from being published here.
+        // A task of this node that cannot be connected, or a network that has nothing to do with
+        // published ports, must not keep the services of the swarm from being published here.
         let sound = failures
             .iter()
-            .all(|failure| matches!(failure.scope, Scope::Task(_)));
+            .all(|failure| matches!(failure.scope, Scope::Task(_) | Scope::Network(_)));
         let outcome = match op {
             Op::SetPublished(_) if !sound => Err(KernelError::PutOff),
             // A link that forwards for our tasks must not do so for others.
@@ -70,7 +70,9 @@ fn scope(kernel: &Kernel, op: &Op) -> Scope {
     let task = places
         .filter_map(Place::task)
         .find(|task| op.concerns(task));
-    task.map_or(Scope::Node, |task| Scope::Task(task.clone()))
+    let task = task.map(|task| Scope::Task(task.clone()));
+    let network = || op.network().map(|network| Scope::Network(network.clone()));
+    task.or_else(network).unwrap_or(Scope::Node)
 }
 
 /// Changes the IPVS table by many operations at once.

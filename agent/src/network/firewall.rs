@@ -3,6 +3,7 @@
 //! ```text
 //! set egress, egress6              addresses of the tasks here that may reach the outside
 //! chain prerouting, output (raw)   VXLAN is not tracked: no connection tracking on the mesh
+//! chain forward, input   VXLAN from sw-e1h: dropped, lest a task gets into networks not its own
 //! chain forward    from sw-e1h, not in the set: dropped
 //!                  to sw-e1h, no answer to something from inside: dropped
 //!                  from a guarded uplink, not to sw-e1h: dropped
@@ -118,7 +119,8 @@ fn unasked() -> Rule {
     ]
 }
 
-fn no_tracking() -> Rule {
+/// Goes on where it is VXLAN.
+fn vxlan() -> Rule {
     vec![
         Expression::Meta(MetaKey::TransportProtocol),
         Expression::Compare {
@@ -135,7 +137,6 @@ fn no_tracking() -> Rule {
             equal: true,
             with: VXLAN_PORT.to_be_bytes().to_vec(),
         },
-        Expression::NoTrack,
     ]
 }
 
@@ -170,8 +171,10 @@ fn chain(kind: &str, point: HookPoint, priority: i32, rules: Vec<Rule>) -> Chain
 /// The table that a firewall is.
 fn ruleset(firewall: &Firewall) -> Ruleset {
     let from_tasks = |end: Rule| {
-        let rules = SIDES.map(|side| rule([input(HOST_VETH), source(&side, false), end.clone()]));
-        rules.to_vec()
+        let mut rules = vec![rule([input(HOST_VETH), vxlan(), drop_it()])];
+        let others = |side| rule([input(HOST_VETH), source(&side, false), end.clone()]);
+        rules.extend(SIDES.map(others));
+        rules
     };
     let mut forward = from_tasks(drop_it());
     forward.push(rule([output(HOST_VETH, true), unasked(), drop_it()]));
@@ -181,7 +184,14 @@ fn ruleset(firewall: &Firewall) -> Ruleset {
         rule([source(&side, true), leaves, vec![Expression::Masquerade]])
     });
     let filter = |point, rules| chain("filter", point, PRIORITY_FILTER, rules);
-    let raw = |point| chain("filter", point, PRIORITY_RAW, vec![no_tracking()]);
+    let raw = |point| {
+        chain(
+            "filter",
+            point,
+            PRIORITY_RAW,
+            vec![rule([vxlan(), vec![Expression::NoTrack]])],
+        )
+    };
     let chains = [
         ("prerouting", raw(HookPoint::Prerouting)),
         ("output", raw(HookPoint::Output)),

@@ -12,8 +12,8 @@ use crate::ebpf::MeshError;
 use super::connection::{ConnectError, Connection};
 use super::firewall::FirewallHandle;
 use super::mesh::{LoadedMesh, MeshHandle};
-use super::model::Place;
-use super::names::{INGRESS_NETNS, IPV6_SETTING, TASK_NETNS_PREFIX};
+use super::model::{NetworkName, Place};
+use super::names::{INGRESS_NETNS, IPV6_SETTING, OVERLAY_NETNS_PREFIX, TASK_NETNS_PREFIX};
 use super::netlink::NetlinkError;
 use super::netns::{Netns, NetnsDir, NetnsError, read_sysctl};
 
@@ -66,6 +66,8 @@ impl From<ConnectError> for KernelError {
 pub(crate) enum Scope {
     /// One local task.
     Task(TaskId),
+    /// The local tasks on one user's network.
+    Network(NetworkName),
     /// The node.
     Node,
     /// Everything: the kernel could not even be read.
@@ -95,10 +97,12 @@ impl Failure {
         }
     }
 
-    /// Whether it can keep a local task from being connected or disconnected.
-    pub(super) fn concerns(&self, task: &TaskId) -> bool {
+    /// Whether it can keep a local task that is on these networks from being connected or
+    /// disconnected.
+    pub(super) fn concerns(&self, task: &TaskId, networks: &[NetworkName]) -> bool {
         match &self.scope {
             Scope::Task(of) => of == task,
+            Scope::Network(of) => networks.contains(of),
             Scope::Node => false,
             Scope::Pass => true,
         }
@@ -268,6 +272,7 @@ impl Kernel {
 pub(super) fn unreadable(place: &Place, source: KernelError) -> Failure {
     let scope = match place {
         Place::Task(task) => Scope::Task(task.clone()),
+        Place::Overlay(network) => Scope::Network(network.clone()),
         Place::Host | Place::Ingress => Scope::Node,
     };
     Failure {
@@ -286,6 +291,9 @@ fn name_of(place: &Place) -> String {
 fn place_of(name: &str) -> Option<Place> {
     if name == INGRESS_NETNS {
         return Some(Place::Ingress);
+    }
+    if let Some(network) = name.strip_prefix(OVERLAY_NETNS_PREFIX) {
+        return NetworkName::parse(network).map(Place::Overlay);
     }
     name.strip_prefix(TASK_NETNS_PREFIX)?
         .parse()

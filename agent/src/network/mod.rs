@@ -16,7 +16,7 @@
 //!
 //! Invariants:
 //! * Everything found at a start is adopted. Nothing is flushed and rebuilt, no connection is lost.
-//! * What is not ours is never touched. Ours are the namespaces `ingress` and `task-*` under
+//! * What is not ours is never touched. Ours are the namespaces `ingress`, `net-*` and `task-*` under
 //!   `<run-dir>/netns` (of the latter only what [`wanted`] lists), links `sw-*` in the host's
 //!   namespace with everything on them, the table `inet swarm` of its nf_tables, and the places of
 //!   our programs on its links. Of links that are not ours only `forwarding` is set, and guarded.
@@ -57,8 +57,8 @@ mod wanted;
 mod tests;
 
 pub(crate) use desired::{
-    Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Peer, Service, Task,
-    TaskSockets, VirtualService,
+    Attachment, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Overlay,
+    Peer, Service, Task, TaskSockets, VirtualService,
 };
 #[cfg(test)]
 pub(crate) use netns::NetnsDir;

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use swarm_ipvs::{DestinationConfig, DestinationKey, Name, ServiceConfig, ServiceKey};
-use swarm_model::{Protocol, TaskId};
+use swarm_model::{NetworkId, Protocol, TaskId};
 
 use super::listeners::Listener;
-use super::names::{INGRESS_NETNS, TASK_NETNS_PREFIX};
+use super::names::{INGRESS_NETNS, NETWORK_NAME_BYTES, OVERLAY_NETNS_PREFIX, TASK_NETNS_PREFIX};
 use super::sockets::Sockets;
 
 /// A MAC address.
@@ -52,6 +52,8 @@ pub(super) enum Place {
     Host,
     /// The ingress network's.
     Ingress,
+    /// That of a user's network.
+    Overlay(NetworkName),
     /// A task's.
     Task(TaskId),
 }
@@ -61,8 +63,36 @@ impl Place {
     pub(super) fn task(&self) -> Option<&TaskId> {
         match self {
             Self::Task(task) => Some(task),
-            Self::Host | Self::Ingress => None,
+            Self::Host | Self::Ingress | Self::Overlay(_) => None,
         }
+    }
+
+    /// Whether there is a bridge in it with the tasks of a network.
+    pub(super) fn is_network(&self) -> bool {
+        matches!(self, Self::Ingress | Self::Overlay(_))
+    }
+}
+
+/// What a network's namespace is named by: the first 12 characters of the network's id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct NetworkName(String);
+
+impl NetworkName {
+    /// The name of a network.
+    pub(crate) fn of(network: &NetworkId) -> Self {
+        Self(network.short().to_owned())
+    }
+
+    /// The name in the name of a file, where it can be one.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        (text.len() == NETWORK_NAME_BYTES && text.bytes().all(valid)).then(|| Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for NetworkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -71,6 +101,7 @@ impl fmt::Display for Place {
         match self {
             Self::Host => f.write_str("host"),
             Self::Ingress => f.write_str(INGRESS_NETNS),
+            Self::Overlay(network) => write!(f, "{OVERLAY_NETNS_PREFIX}{network}"),
             Self::Task(task) => write!(f, "{TASK_NETNS_PREFIX}{task}"),
         }
     }

@@ -10,11 +10,11 @@ pub(super) const HOST_PREFIX: &str = "sw-";
 pub(super) const HOST_VETH: &str = "sw-e1h";
 /// Its other end, in the ingress namespace.
 pub(super) const INGRESS_VETH: &str = "e1";
-/// The bridge of the ingress namespace.
+/// The bridge of a network's namespace.
 pub(super) const BRIDGE: &str = "br0";
-/// The VXLAN device of the ingress namespace.
+/// The VXLAN device of a network's namespace.
 pub(super) const VXLAN: &str = "vx0";
-/// A task's interface.
+/// A task's interface on the ingress network.
 pub(super) const TASK_DEVICE: &str = "eth0";
 /// Loopback, in every namespace.
 pub(super) const LOOPBACK: &str = "lo";
@@ -23,6 +23,10 @@ pub(super) const LOOPBACK: &str = "lo";
 pub(super) const NETNS_DIR: &str = "netns";
 /// Name of the ingress namespace under `<run-dir>/netns`.
 pub(super) const INGRESS_NETNS: &str = "ingress";
+/// Namespaces of users' networks are named this and the network's name.
+pub(super) const OVERLAY_NETNS_PREFIX: &str = "net-";
+/// Length of a network's name: that of a short id.
+pub(super) const NETWORK_NAME_BYTES: usize = 12;
 /// Task namespaces are named this and the task's id.
 pub(super) const TASK_NETNS_PREFIX: &str = "task-";
 
@@ -69,7 +73,12 @@ pub(super) fn task_port(task: &TaskId) -> String {
     format!("t{}", task.short())
 }
 
-/// Whether a link of the ingress namespace is a task's port.
+/// Name of a task's interface on a network: on the ingress network number 0, on its others from 1.
+pub(super) fn task_device(number: usize) -> String {
+    format!("eth{number}")
+}
+
+/// Whether a link of a network's namespace is a task's port.
 pub(super) fn is_task_port(name: &str) -> bool {
     name.len() == 13
         && name.starts_with('t')
@@ -118,6 +127,14 @@ pub(super) const INGRESS_LINK_SYSCTLS: &[(&str, &str, &str)] = &[
     (BRIDGE, "ipv4/conf/br0/rp_filter", "0"),
     (BRIDGE, "ipv4/conf/br0/send_redirects", "0"),
     (INGRESS_VETH, "ipv4/conf/e1/rp_filter", "0"),
+];
+
+/// Settings of the namespace of a user's network.
+pub(super) const OVERLAY_SYSCTLS: &[(&str, &str)] = &[
+    // A new namespace takes over whatever the first namespace has. Here is nothing to forward to.
+    ("ipv4/ip_forward", "0"),
+    // Frames that are only bridged are nobody's to filter.
+    ("bridge/bridge-nf-call-iptables", "0"),
 ];
 
 /// In the host's namespace. The route look-up of `mesh_out` (`bpf_fib_lookup`) answers only for an

@@ -20,8 +20,8 @@ use super::model::{
 };
 use super::names::{
     HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6, HOST_VETH, INGRESS_LINK_SYSCTLS,
-    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, LOOPBACK, TASK_DEVICE, TASK_WITHOUT_IPV6,
-    VXLAN, forwarding_of, is_task_port,
+    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, LOOPBACK, OVERLAY_SYSCTLS, TASK_DEVICE,
+    TASK_WITHOUT_IPV6, VXLAN, forwarding_of, is_task_port,
 };
 use super::netlink::NetlinkError;
 use super::netns::read_sysctl;
@@ -36,8 +36,8 @@ struct Seen {
     default_link: Option<String>,
 }
 
-/// Reads everything. What could not be read in a task's namespace is returned beside it, with that
-/// namespace taken as missing; anything else that cannot be read is an error.
+/// Reads everything. What could not be read in the namespace of a task or of a user's network is
+/// returned beside it, with that namespace taken as missing; anything else that cannot be read is an error.
 pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), KernelError> {
     let mut failures = kernel.connect()?;
     let families = families(kernel.ipv6()?);
@@ -50,7 +50,9 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
             Ok(content) => {
                 seen.insert(place.clone(), content);
             }
-            Err(source) if place.task().is_some() => failures.push(unreadable(place, source)),
+            Err(source) if !matches!(place, Place::Host | Place::Ingress) => {
+                failures.push(unreadable(place, source));
+            }
             Err(error) => return Err(error),
         }
     }
@@ -161,7 +163,7 @@ fn read(
         default_link = default_link.or(found);
         tables::read_neighbours(connection, family, &mut namespace)?;
     }
-    if *place == Place::Ingress {
+    if place.is_network() {
         tables::read_forwarding(connection, &mut namespace)?;
     }
     let keys = settings(place, &namespace);
@@ -186,6 +188,10 @@ fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<String> {
     let link_settings = match place {
         Place::Host => HOST_LINK_SYSCTLS.iter().chain(HOST_LINK_SYSCTLS6),
         Place::Ingress => INGRESS_LINK_SYSCTLS.iter().chain(&[]),
+        Place::Overlay(_) => {
+            let keys = OVERLAY_SYSCTLS.iter().map(|(key, _)| (*key).to_owned());
+            return keys.collect();
+        }
         Place::Task(_) if there(TASK_DEVICE) => {
             return BTreeSet::from([TASK_WITHOUT_IPV6.to_owned()]);
         }
@@ -196,7 +202,7 @@ fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<String> {
         .map(|(_, key, _)| (*key).to_owned());
     let uplinks = match place {
         Place::Host => uplinks(namespace),
-        Place::Ingress | Place::Task(_) => BTreeSet::new(),
+        Place::Ingress | Place::Overlay(_) | Place::Task(_) => BTreeSet::new(),
     };
     let of_uplinks = uplinks.iter().map(|name| forwarding_of(name));
     let of_host = (*place == Place::Host).then(|| HOST_IS_ROUTER.to_owned());
@@ -236,7 +242,7 @@ fn hooks(place: &Place, namespace: &Namespace, indexes: &BTreeMap<String, u32>) 
             Place::Ingress if name == INGRESS_VETH => &[Program::ShortcutIn],
             Place::Ingress if name == VXLAN => &[Program::ShortcutLearn, Program::ShortcutOut],
             Place::Ingress if is_task_port(name) => &[Program::FlowLearn, Program::FlowReturn],
-            Place::Ingress | Place::Task(_) => &[],
+            Place::Ingress | Place::Overlay(_) | Place::Task(_) => &[],
         };
         hooks.extend(
             programs

@@ -9,8 +9,8 @@ use swarm_ipvs::Op as IpvsOp;
 use swarm_model::TaskId;
 
 use super::model::{
-    Device, Firewall, Mac, MeshConfig, Place, PortFlags, Program, Published, PublishedAs, Route,
-    Source, Vxlan,
+    Device, Firewall, Mac, MeshConfig, NetworkName, Place, PortFlags, Program, Published,
+    PublishedAs, Route, Source, Vxlan,
 };
 use super::names::{FIREWALL_TABLE, task_port};
 use super::sockets::Sockets;
@@ -193,12 +193,20 @@ impl Op {
         }
     }
 
+    /// The user's network that it is about alone.
+    pub(super) fn network(&self) -> Option<&NetworkName> {
+        match self.place()? {
+            Place::Overlay(network) => Some(network),
+            Place::Host | Place::Ingress | Place::Task(_) => None,
+        }
+    }
+
     /// Whether it is about this task's namespace or its port.
     pub(super) fn concerns(&self, task: &TaskId) -> bool {
         let port = task_port(task);
         self.place().and_then(Place::task) == Some(task)
             || self.devices().iter().any(|(place, name)| {
-                place.task() == Some(task) || (*place == Place::Ingress && *name == port)
+                place.task() == Some(task) || (place.is_network() && *name == port)
             })
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::desired::{Desired, LocalTask};
 use super::execute::execute;
 use super::kernel::{Failure, Kernel, Scope};
-use super::model::Place;
+use super::model::{NetworkName, Place};
 use super::observe::observe;
 use super::op::Op;
 use super::plan::{Plan, plan, teardown};
@@ -75,10 +75,11 @@ impl Pass {
             return Err(NetworkError::NotConnected(task));
         }
         self.released.remove(&task);
+        let networks = names_of(&local);
         self.prepared.insert(task.clone(), local);
         self.update_effective();
         self.run();
-        match self.failure_at(&task) {
+        match self.failure_at(&task, &networks) {
             None => Ok(self.kernel.dir.path(&Place::Task(task).to_string())),
             Some(source) => {
                 self.prepared.remove(&task);
@@ -98,7 +99,7 @@ impl Pass {
         }
         self.update_effective();
         self.run();
-        match self.failure_at(&task) {
+        match self.failure_at(&task, &[]) {
             None => Ok(()),
             Some(source) => Err(NetworkError::Release { task, source }),
         }
@@ -106,12 +107,12 @@ impl Pass {
 
     /// What kept a task from being connected or disconnected: a failure of its own, or one that
     /// ended the pass.
-    fn failure_at(&self, task: &TaskId) -> Option<Arc<Failure>> {
+    fn failure_at(&self, task: &TaskId, networks: &[NetworkName]) -> Option<Arc<Failure>> {
         let applied = self.applied.borrow();
         applied
             .failures
             .iter()
-            .find(|failure| failure.concerns(task))
+            .find(|failure| failure.concerns(task, networks))
             .cloned()
     }
 
@@ -178,6 +179,14 @@ impl Pass {
             changed
         });
     }
+}
+
+/// The users' networks that a task is on.
+fn names_of(task: &LocalTask) -> Vec<NetworkName> {
+    let attachments = task.attachments.iter();
+    attachments
+        .map(|attachment| NetworkName::of(&attachment.network))
+        .collect()
 }
 
 fn log_ops(ops: &[Op]) {

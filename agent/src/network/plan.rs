@@ -343,7 +343,7 @@ impl Planner<'_> {
             };
             let ours = |name: &str| match place {
                 Place::Host => name == HOST_VETH,
-                Place::Ingress => name == LOOPBACK || name == BRIDGE,
+                Place::Ingress | Place::Overlay(_) => name == LOOPBACK || name == BRIDGE,
                 Place::Task(_) => false,
             };
             for (name, address) in now.addresses.difference(&wanted.addresses) {
@@ -566,6 +566,9 @@ impl Planner<'_> {
                 let ours = match place {
                     Place::Host => name.starts_with(HOST_PREFIX),
                     Place::Ingress => is_task_port(name) || name == VXLAN || name == INGRESS_VETH,
+                    // A namespace goes when its last user does, and the VXLAN device with it: its
+                    // network identifier would not be free at once.
+                    Place::Overlay(_) => is_task_port(name) || name == VXLAN,
                     Place::Task(_) => false,
                 };
                 if ours && wanted.is_none_or(|wanted| !wanted.contains_key(name)) {
@@ -592,7 +595,7 @@ impl Planner<'_> {
             for (&destination, route) in &now.routes {
                 let ours = match place {
                     Place::Host => route.device == HOST_VETH,
-                    Place::Ingress => route.via.is_some(),
+                    Place::Ingress | Place::Overlay(_) => route.via.is_some(),
                     Place::Task(_) => false,
                 };
                 if ours && !wanted.routes.contains_key(&destination) {
@@ -607,17 +610,23 @@ impl Planner<'_> {
         self.emit_all(ops);
     }
 
-    /// Entries for tasks and nodes that are gone. Only the ingress namespace's tables are all ours;
-    /// a container may fill its own.
+    /// Entries for tasks and nodes that are gone. Only the tables of networks' namespaces are all
+    /// ours; a container may fill its own.
     fn clear_tables(&mut self) {
-        let place = Place::Ingress;
+        let places = self.wanted.namespaces.keys();
+        for place in places.filter(|place| place.is_network()) {
+            self.clear_tables_of(place);
+        }
+    }
+
+    fn clear_tables_of(&mut self, place: &Place) {
         let (Some(now), Some(wanted)) = (
-            self.now.namespaces.get(&place),
-            self.wanted.namespaces.get(&place),
+            self.now.namespaces.get(place),
+            self.wanted.namespaces.get(place),
         ) else {
             return;
         };
-        let device = |name: &str| (Place::Ingress, name.to_owned());
+        let device = |name: &str| (place.clone(), name.to_owned());
         let mut ops = Vec::new();
         for entry in now.neighbours.keys() {
             let (name, address) = entry;
@@ -651,7 +660,7 @@ impl Planner<'_> {
 
     fn delete_namespaces(&mut self) {
         let places: Vec<_> = self.now.namespaces.keys().cloned().collect();
-        // Tasks before the ingress network they hang on.
+        // Tasks before the networks they hang on.
         for place in places.into_iter().rev() {
             if place != Place::Host && !self.wanted.namespaces.contains_key(&place) {
                 self.emit(Op::DeleteNetns(place));

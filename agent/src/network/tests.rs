@@ -6,6 +6,7 @@
 //! likewise.
 
 mod egress;
+mod overlay;
 mod snapshot;
 mod sockets;
 pub(in crate::network) mod world;

@@ -7,19 +7,19 @@ use ipnet::{IpNet, Ipv6Net};
 use swarm_model::{Protocol, ServiceId, TaskId};
 
 use super::balance::{Balance, NodeAddresses, balance};
-use super::desired::{Desired, LocalTask, Peer, address6};
+use super::desired::{Attachment, Desired, LocalTask, Peer, Task, address6};
 use super::listeners::Listener;
 use super::model::{
     Attached, Device, Firewall, FirewallState, IpvsTable, Link, LinkKind, Mac, MeshConfig,
-    MeshMaps, Namespace, Observed, Obstacle, Place, PortFlags, Program, Published, PublishedAs,
-    Route, SocketPrograms, Vxlan,
+    MeshMaps, Namespace, NetworkName, Observed, Obstacle, Place, PortFlags, Program, Published,
+    PublishedAs, Route, SocketPrograms, Vxlan,
 };
 use super::names::{
     BRIDGE, DEFAULT_MTU, EGRESS_GATEWAY, EGRESS_GATEWAY6, EGRESS_LOCAL, HOST_IS_ROUTER,
     HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6, HOST_PREFIX, HOST_VETH, INGRESS_LINK_SYSCTLS,
-    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, IPV6_MIN_MTU, LOOPBACK, TASK_DEVICE,
-    TASK_SYSCTLS6, TASK_WITHOUT_IPV6, VXLAN, VXLAN_OVERHEAD, VXLAN_OVERHEAD6, VXLAN_PORT,
-    forwarding_of, host_address, task_port,
+    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, IPV6_MIN_MTU, LOOPBACK, OVERLAY_SYSCTLS,
+    TASK_DEVICE, TASK_SYSCTLS6, TASK_WITHOUT_IPV6, VXLAN, VXLAN_OVERHEAD, VXLAN_OVERHEAD6,
+    VXLAN_PORT, forwarding_of, host_address, task_device, task_port,
 };
 
 use super::sockets::wanted_sockets;
@@ -317,8 +317,12 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
     draft.ingress(&node_addresses);
     for (task, local) in &desired.local_tasks {
         draft.task(task, local);
+        for attachment in &local.attachments {
+            draft.attachment(task, attachment);
+        }
     }
     draft.everybody();
+    draft.members();
     draft.settings();
     if firewall.is_some() {
         draft.uplinks_forward(&uplinks);
@@ -550,29 +554,7 @@ impl Draft<'_> {
     fn ingress(&mut self, node_addresses: &BTreeSet<IpAddr>) {
         let place = Place::Ingress;
         let Desired { local, network, .. } = self.desired;
-        let overlay_mtu = self.overlay_mtu;
-        self.link(&place, LOOPBACK, loopback());
-
-        let bridge = Link {
-            kind: LinkKind::Bridge,
-            mac: Some(Mac::of(local.ingress)),
-            mtu: Some(overlay_mtu),
-            up: true,
-            master: None,
-            port: None,
-        };
-        self.link(&place, BRIDGE, bridge);
-        let vxlan = Vxlan {
-            vni: network.vni,
-            local: Some(local.vtep),
-            port: VXLAN_PORT,
-            learning: false,
-        };
-        self.link(
-            &place,
-            VXLAN,
-            port(LinkKind::Vxlan(vxlan), None, overlay_mtu, VXLAN_FLAGS),
-        );
+        self.bridge(&place, local.ingress, network.vni, self.overlay_mtu);
         let veth = Link {
             kind: LinkKind::Veth(Some((Place::Host, HOST_VETH.to_owned()))),
             mac: Some(Mac::of(EGRESS_LOCAL)),
@@ -611,30 +593,91 @@ impl Draft<'_> {
         }
     }
 
+    /// What every network's namespace has: a bridge, whose MAC address is made of its IP address, and
+    /// a VXLAN device.
+    fn bridge(&mut self, place: &Place, address: IpAddr, vni: u32, mtu: u32) {
+        self.link(place, LOOPBACK, loopback());
+        let bridge = Link {
+            kind: LinkKind::Bridge,
+            mac: Some(Mac::of(address)),
+            mtu: Some(mtu),
+            up: true,
+            master: None,
+            port: None,
+        };
+        self.link(place, BRIDGE, bridge);
+        let vxlan = Vxlan {
+            vni,
+            local: Some(self.desired.local.vtep),
+            port: VXLAN_PORT,
+            learning: false,
+        };
+        let vxlan = port(LinkKind::Vxlan(vxlan), None, mtu, VXLAN_FLAGS);
+        self.link(place, VXLAN, vxlan);
+    }
+
+    /// A task's interface on a network, and its port of the bridge there.
+    fn plug(
+        &mut self,
+        (network, flags): (&Place, PortFlags),
+        task: &TaskId,
+        device: &str,
+        address: IpAddr,
+        mtu: u32,
+    ) {
+        let place = Place::Task(task.clone());
+        let name = task_port(task);
+        let peer = LinkKind::Veth(Some((place.clone(), device.to_owned())));
+        self.link(network, &name, port(peer, None, mtu, flags));
+        let interface = Link {
+            kind: LinkKind::Veth(Some((network.clone(), name.clone()))),
+            mac: Some(Mac::of(address)),
+            mtu: Some(mtu),
+            up: true,
+            master: None,
+            port: None,
+        };
+        self.link(&place, device, interface);
+        self.reach(network, address, &name, None);
+    }
+
+    /// A task's place on a user's network; the first one's makes the network's namespace. Nothing
+    /// leads from one network to another: the namespace forwards nothing, and the gateway is there
+    /// to answer and no more. IPv4 alone.
+    fn attachment(&mut self, task: &TaskId, attachment: &Attachment) {
+        let Attachment {
+            interface,
+            network,
+            overlay,
+            address,
+        } = attachment;
+        let place = Place::Overlay(NetworkName::of(network));
+        let carried = self.overlay_mtu;
+        let mtu = overlay.mtu.map_or(carried, |mtu| mtu.min(carried));
+        if !self.wanted.namespaces.contains_key(&place) {
+            self.bridge(&place, overlay.gateway, overlay.vni, mtu);
+            let own = in_subnet(overlay.gateway, overlay.subnet);
+            let namespace = self.at(&place);
+            namespace.addresses.insert((BRIDGE.to_owned(), own));
+            namespace.routes.insert(own.trunc(), connected(BRIDGE));
+        }
+        let device = task_device(*interface);
+        self.plug((&place, TASK_FLAGS), task, &device, *address, mtu);
+        let own = in_subnet(*address, overlay.subnet);
+        let namespace = self.at(&Place::Task(task.clone()));
+        namespace.addresses.insert((device.clone(), own));
+        namespace.routes.insert(own.trunc(), connected(&device));
+    }
+
     /// A task of this node: its namespace and its port in the ingress namespace.
     fn task(&mut self, task: &TaskId, local_task: &LocalTask) {
         let address = local_task.address;
         let place = Place::Task(task.clone());
         let local = &self.desired.local;
-        let overlay_mtu = self.overlay_mtu;
         let name = task_port(task);
         self.link(&place, LOOPBACK, loopback());
-
-        let peer = LinkKind::Veth(Some((place.clone(), TASK_DEVICE.to_owned())));
-        self.link(
-            &Place::Ingress,
-            &name,
-            port(peer, None, overlay_mtu, self.task_flags()),
-        );
-        let device = Link {
-            kind: LinkKind::Veth(Some((Place::Ingress, name.clone()))),
-            mac: Some(Mac::of(address)),
-            mtu: Some(overlay_mtu),
-            up: true,
-            master: None,
-            port: None,
-        };
-        self.link(&place, TASK_DEVICE, device);
+        let ingress = (&Place::Ingress, self.task_flags());
+        self.plug(ingress, task, TASK_DEVICE, address, self.overlay_mtu);
         self.program(&Place::Ingress, &name, Program::FlowLearn);
         self.program(&Place::Ingress, &name, Program::FlowReturn);
 
@@ -664,8 +707,6 @@ impl Draft<'_> {
             let neighbour = (TASK_DEVICE.to_owned(), via);
             namespace.neighbours.insert(neighbour, Mac::of(via));
         }
-
-        self.reach(address, &name, None);
     }
 
     /// Who is where: every node and every task.
@@ -674,7 +715,7 @@ impl Draft<'_> {
         let within_reach = |peer: &&Peer| tunnels_to(desired.local.vtep, peer.vtep);
         for (node, peer) in &desired.peers {
             if *node != desired.local.id && within_reach(&peer) {
-                self.reach(peer.ingress, VXLAN, Some(peer.vtep));
+                self.reach(&Place::Ingress, peer.ingress, VXLAN, Some(peer.vtep));
                 // The peer's host, when a task here answers it.
                 if let Some(host) = host_address(peer.ingress) {
                     let route = gateway(peer.ingress, BRIDGE);
@@ -683,21 +724,41 @@ impl Draft<'_> {
                 }
             }
         }
-        for (id, task) in &desired.tasks {
+        self.elsewhere(&Place::Ingress, &desired.tasks);
+    }
+
+    /// The same of the users' networks that there are here.
+    fn members(&mut self) {
+        for (network, tasks) in &self.desired.members {
+            let place = Place::Overlay(NetworkName::of(network));
+            if self.wanted.namespaces.contains_key(&place) {
+                self.elsewhere(&place, tasks);
+            }
+        }
+    }
+
+    /// The tasks of a network that are at other nodes.
+    fn elsewhere(&mut self, network: &Place, tasks: &BTreeMap<TaskId, Task>) {
+        let desired = self.desired;
+        let within_reach = |peer: &&Peer| tunnels_to(desired.local.vtep, peer.vtep);
+        for (id, task) in tasks {
             if desired.local_tasks.contains_key(id) || task.node == desired.local.id {
                 continue;
             }
             if let Some(peer) = desired.peers.get(&task.node).filter(within_reach) {
-                self.reach(task.address, VXLAN, Some(peer.vtep));
+                self.reach(network, task.address, VXLAN, Some(peer.vtep));
             }
         }
     }
 
     /// `address` is behind `port`, and with `vtep` at another node.
-    fn reach(&mut self, address: IpAddr, port: &str, vtep: Option<IpAddr>) {
+    fn reach(&mut self, network: &Place, address: IpAddr, port: &str, vtep: Option<IpAddr>) {
         let mac = Mac::of(address);
-        let twin = self.address6(address);
-        let namespace = self.at(&Place::Ingress);
+        let twin = match network {
+            Place::Ingress => self.address6(address),
+            Place::Host | Place::Overlay(_) | Place::Task(_) => None,
+        };
+        let namespace = self.at(network);
         for address in std::iter::once(address).chain(twin) {
             namespace
                 .neighbours
@@ -713,6 +774,9 @@ impl Draft<'_> {
     fn settings(&mut self) {
         let tasks: Vec<_> = self.desired.local_tasks.keys().cloned().collect();
         let ipv6 = self.subnet6.is_some();
+        let places = self.wanted.namespaces.keys();
+        let overlays = places.filter(|place| matches!(place, Place::Overlay(_)));
+        let overlays: Vec<Place> = overlays.cloned().collect();
         let mut set = |place: Place, key: &str, value: &str| {
             self.wanted
                 .sysctls
@@ -729,6 +793,11 @@ impl Draft<'_> {
                 for (key, value) in TASK_SYSCTLS6 {
                     set(Place::Task(task.clone()), key, value);
                 }
+            }
+        }
+        for place in overlays {
+            for (key, value) in OVERLAY_SYSCTLS {
+                set(place.clone(), key, value);
             }
         }
         for (_, key, value) in INGRESS_LINK_SYSCTLS {

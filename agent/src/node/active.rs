@@ -113,6 +113,7 @@ impl Active {
             network: Arc::new(TaskNetworkOf {
                 network: network.clone(),
                 names: names.clone(),
+                assigned: assigned.subscribe(),
             }),
             assigned: assigned.subscribe(),
             statuses: statuses.clone(),
@@ -342,12 +343,18 @@ fn memory_bytes() -> u64 {
 struct TaskNetworkOf {
     network: Arc<Reconciler>,
     names: NameServers,
+    assigned: watch::Receiver<Arc<Assigned>>,
 }
 
 #[async_trait]
 impl TaskNetwork for TaskNetworkOf {
     async fn prepare(&self, task: &Task) -> Result<PathBuf, String> {
-        let local = local_task(task).ok_or("the task has no address on the ingress network")?;
+        let assigned = self.assigned.borrow().clone();
+        let local = local_task(task, &assigned.networks)
+            .ok_or("the task has no address on the ingress network")?;
+        if local.attachments.len() < task.attachments.len() {
+            return Err("this node has not been told of a network of the task".to_owned());
+        }
         let netns_path = self
             .network
             .prepare_task(&task.id, local)

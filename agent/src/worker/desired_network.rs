@@ -7,17 +7,44 @@ use ipnet::IpNet;
 use swarm_model::{Network, NetworkId, NodeId, ServiceId, Task, TaskId};
 
 use crate::network::{
-    self, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, TaskSockets,
-    VirtualService,
+    self, Attachment, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask,
+    Overlay, TaskSockets, VirtualService,
 };
-use crate::session::{Assigned, Balanced};
+use crate::session::{Assigned, Balanced, NetworkEndpoint};
 
-/// How a task of this node is connected. None while it has no address.
-pub(crate) fn local_task(task: &Task) -> Option<LocalTask> {
+/// How a task of this node is connected. None while it has no address. A network that this node has
+/// not been told of is left out.
+pub(crate) fn local_task(
+    task: &Task,
+    networks: &BTreeMap<NetworkId, Network>,
+) -> Option<LocalTask> {
+    let attached = |attachment: &swarm_model::Attachment| networks.get(&attachment.network);
+    let inside = |attachment| attached(attachment).is_none_or(|network| network.spec.internal);
+    let attachments = (1..).zip(&task.attachments);
     Some(LocalTask {
         address: task.ingress_address?.into(),
-        egress: true,
+        // A task on internal networks alone has no way out; one on no network at all has.
+        egress: task.attachments.is_empty() || !task.attachments.iter().all(inside),
+        attachments: attachments
+            .filter_map(|(interface, attachment)| {
+                Some(Attachment {
+                    interface,
+                    network: attachment.network.clone(),
+                    overlay: overlay(attached(attachment)?),
+                    address: attachment.address.into(),
+                })
+            })
+            .collect(),
     })
+}
+
+fn overlay(network: &Network) -> Overlay {
+    Overlay {
+        vni: network.vni.0,
+        subnet: IpNet::V4(network.subnet),
+        gateway: network.gateway.into(),
+        mtu: network.spec.mtu.map(u32::from),
+    }
 }
 
 /// The network of node `own`, with namespaces for `local_tasks`. None while this node has no place
@@ -65,11 +92,27 @@ pub(crate) fn desired_network(
                 (id.clone(), task)
             })
             .collect(),
+        members: assigned
+            .network_endpoints
+            .iter()
+            .map(|(network, tasks)| (network.clone(), members(tasks)))
+            .collect(),
         services: services(assigned, own),
         task_sockets: task_sockets(assigned, &local_tasks),
         local_tasks,
         virtual_services: virtual_services(assigned),
     })
+}
+
+fn members(tasks: &BTreeMap<TaskId, NetworkEndpoint>) -> BTreeMap<TaskId, network::Task> {
+    let tasks = tasks.iter().map(|(id, endpoint)| {
+        let task = network::Task {
+            address: endpoint.address.into(),
+            node: endpoint.node_id.clone(),
+        };
+        (id.clone(), task)
+    });
+    tasks.collect()
 }
 
 /// What the sockets of local tasks may ask for. Published ports are a way out of a task's networks:

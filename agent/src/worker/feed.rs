@@ -63,7 +63,7 @@ impl NetworkFeed {
             let mut local = BTreeMap::new();
             for (id, task) in &assigned.tasks {
                 let ended = statuses.get(id).unwrap_or(&task.status).state.is_terminal();
-                if let (false, Some(connected)) = (ended, local_task(task)) {
+                if let (false, Some(connected)) = (ended, local_task(task, &assigned.networks)) {
                     local.insert(id.clone(), connected);
                 }
             }

@@ -85,6 +85,7 @@ elements = { fd00::a }
 
 chain forward {
 type filter hook forward priority filter; policy accept;
+iifname \"sw-e1h\" udp dport 4789 drop
 iifname \"sw-e1h\" ip saddr != @egress drop
 iifname \"sw-e1h\" ip6 saddr != @egress6 drop
 oifname \"sw-e1h\" ct state ! established,related drop
@@ -93,6 +94,7 @@ iifname \"eth0\" oifname != \"sw-e1h\" drop
 
 chain input {
 type filter hook input priority filter; policy accept;
+iifname \"sw-e1h\" udp dport 4789 drop
 iifname \"sw-e1h\" ip saddr != @egress ct state ! established,related drop
 iifname \"sw-e1h\" ip6 saddr != @egress6 ct state ! established,related drop
 }

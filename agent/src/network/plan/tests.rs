@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use swarm_ipvs::ServiceKey;
-use swarm_model::{NodeId, PortConfig, Protocol, Scheduler, ServiceId, TaskId};
+use swarm_model::{NetworkId, NodeId, PortConfig, Protocol, Scheduler, ServiceId, TaskId};
 
 use super::super::desired::{
-    Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Peer, Service, Task,
+    Attachment, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Overlay,
+    Peer, Service, Task,
 };
 use super::super::listeners::Listener;
 use super::super::model::{
@@ -128,12 +130,14 @@ fn desired(nodes: u8, tasks: &[u8], services: &[(u16, Vec<usize>, bool)]) -> Des
                 )
             })
             .collect(),
+        members: BTreeMap::new(),
         local_tasks: (0..tasks.len())
             .filter(|task| on(*task) == 1)
             .map(|task| {
                 let local = LocalTask {
                     address: address(task),
                     egress: task % 3 != 2,
+                    attachments: Vec::new(),
                 };
                 (task_id(task), local)
             })
@@ -169,6 +173,38 @@ fn desired(nodes: u8, tasks: &[u8], services: &[(u16, Vec<usize>, bool)]) -> Des
             })
             .collect(),
     }
+}
+
+/// The same with every task on the networks whose bits are set for it.
+fn on_networks(mut desired: Desired, networks: &[u8]) -> Desired {
+    for (number, bits) in (0..).zip(networks) {
+        let task = id::<TaskId>('t', number);
+        let Some(node) = desired.tasks.get(&task).map(|task| task.node.clone()) else {
+            continue;
+        };
+        let of_task = (0..3).filter(|network| bits & (1 << network) != 0);
+        for (interface, network) in (1..).zip(of_task) {
+            let address = IpAddr::from([10, 0, network, 10 + number]);
+            let key = id::<NetworkId>('k', network);
+            let node = node.clone();
+            let members = desired.members.entry(key.clone()).or_default();
+            members.insert(task.clone(), Task { address, node });
+            if let Some(local) = desired.local_tasks.get_mut(&task) {
+                local.attachments.push(Attachment {
+                    interface,
+                    network: key,
+                    overlay: Overlay {
+                        vni: 4097 + u32::from(network),
+                        subnet: IpNet::new(IpAddr::from([10, 0, network, 0]), 24).unwrap(),
+                        gateway: IpAddr::from([10, 0, network, 1]),
+                        mtu: [None, Some(1300), Some(9000)][usize::from(network)],
+                    },
+                    address,
+                });
+            }
+        }
+    }
+    desired
 }
 
 /// Applies a plan and returns it.
@@ -602,6 +638,56 @@ fn a_link_that_is_no_uplink_any_more_loses_the_program() {
 }
 
 #[test]
+fn a_users_network_comes_with_its_first_task_and_goes_with_its_last() {
+    let alone = desired(2, &[1, 2, 2], &[]);
+    let mut observed = host();
+    settle(&mut observed, &alone);
+    let before = observed.clone();
+    // Network 1 with tasks on both nodes, network 2 with one elsewhere.
+    let with = on_networks(alone.clone(), &[2, 2, 4]);
+    let expected = "\
+create network namespace net-k00100000000
+set net/ipv4/ip_forward to 0 in net-k00100000000
+set net/bridge/bridge-nf-call-iptables to 0 in net-k00100000000
+create bridge br0 in net-k00100000000
+create vxlan device vx0 with vni 4098 in net-k00100000000
+make vx0 a port of br0 in net-k00100000000
+set bridge port flags of vx0 in net-k00100000000
+create veth pair tt00000000000 in net-k00100000000 and eth1 in task-t000000000000000000000000
+make tt00000000000 a port of br0 in net-k00100000000
+set bridge port flags of tt00000000000 in net-k00100000000
+set lo up in net-k00100000000
+set br0 up in net-k00100000000
+set vx0 up in net-k00100000000
+set tt00000000000 up in net-k00100000000
+set eth1 up in task-t000000000000000000000000
+add address 10.0.1.1/24 to br0 in net-k00100000000
+add address 10.0.1.10/24 to eth1 in task-t000000000000000000000000
+set neighbour 10.0.1.10 at 02:42:0a:00:01:0a on br0 in net-k00100000000
+set neighbour 10.0.1.11 at 02:42:0a:00:01:0b on br0 in net-k00100000000
+set forwarding of 02:42:0a:00:01:0b to node 192.168.1.2 on vx0 in net-k00100000000
+set forwarding of 02:42:0a:00:01:0a to port tt00000000000 in net-k00100000000
+set forwarding of 02:42:0a:00:01:0b to port vx0 in net-k00100000000";
+    assert_eq!(texts(&settle(&mut observed, &with)).join("\n"), expected);
+    let expected = "\
+delete link tt00000000000 in net-k00100000000
+delete link vx0 in net-k00100000000
+delete network namespace net-k00100000000";
+    assert_eq!(texts(&settle(&mut observed, &alone)).join("\n"), expected);
+    assert_eq!(observed, before);
+}
+
+#[test]
+fn a_network_is_as_wide_as_asked_but_no_wider_than_the_underlay_carries() {
+    let mut observed = host();
+    let desired = on_networks(desired(1, &[1], &[]), &[0b111]);
+    settle(&mut observed, &desired);
+    let task = &observed.namespaces[&Place::Task(id('t', 0))];
+    let mtus = ["eth1", "eth2", "eth3"].map(|name| task.links[name].mtu);
+    assert_eq!(mtus, [Some(1450), Some(1300), Some(1450)]);
+}
+
+#[test]
 fn a_link_forwards_for_our_tasks_alone_unless_the_host_is_a_router() {
     let desired = desired(1, &[1, 1, 1], &[]);
     let guarded = |observed: &Observed| {
@@ -813,12 +899,10 @@ fn damage(observed: &mut Observed, damage: &Damage) {
         .filter(|(_, name)| name != "lo")
         .cloned()
         .collect();
-    let ingress = |observed: &mut Observed, change: &dyn Fn(&mut Namespace)| {
-        observed
-            .namespaces
-            .get_mut(&Place::Ingress)
-            .into_iter()
-            .for_each(change);
+    let networks = |observed: &mut Observed, change: &dyn Fn(&mut Namespace)| {
+        let all = observed.namespaces.iter_mut();
+        all.filter(|(place, _)| place.is_network())
+            .for_each(|(_, namespace)| change(namespace));
     };
     match damage {
         Damage::DeleteLink(index) => {
@@ -891,27 +975,27 @@ fn damage(observed: &mut Observed, damage: &Damage) {
                 });
             }
         }
-        Damage::Route(index) => ingress(observed, &|namespace| {
+        Damage::Route(index) => networks(observed, &|namespace| {
             if let Some(to) = pick(namespace.routes.keys().copied(), index) {
                 namespace.routes.remove(&to);
             }
         }),
-        Damage::Neighbour(index) => ingress(observed, &|namespace| {
+        Damage::Neighbour(index) => networks(observed, &|namespace| {
             if let Some(key) = pick(namespace.neighbours.keys().cloned(), index) {
                 namespace.neighbours.remove(&key);
             }
         }),
-        Damage::Tunnel(index) => ingress(observed, &|namespace| {
+        Damage::Tunnel(index) => networks(observed, &|namespace| {
             if let Some(mac) = pick(namespace.tunnels.keys().copied(), index) {
                 namespace.tunnels.insert(mac, ip(9, 9));
             }
         }),
-        Damage::Forward(index) => ingress(observed, &|namespace| {
+        Damage::Forward(index) => networks(observed, &|namespace| {
             if let Some(mac) = pick(namespace.forwards.keys().copied(), index) {
                 namespace.forwards.remove(&mac);
             }
         }),
-        Damage::Sysctl(index) => ingress(observed, &|namespace| {
+        Damage::Sysctl(index) => networks(observed, &|namespace| {
             if let Some(key) = pick(namespace.sysctls.keys().cloned(), index) {
                 namespace.sysctls.insert(key, Some("7".to_owned()));
             }
@@ -966,8 +1050,9 @@ fn desires() -> impl Strategy<Value = Desired> {
             (8080..8084_u16, vec(any::<Index>(), 0..5), any::<bool>()),
             0..4,
         ),
+        vec(0..8_u8, 6),
     )
-        .prop_map(|(nodes, tasks, services)| {
+        .prop_map(|(nodes, tasks, services, networks)| {
             let services: Vec<_> = services
                 .into_iter()
                 .map(|(port, members, draining)| {
@@ -978,7 +1063,7 @@ fn desires() -> impl Strategy<Value = Desired> {
                     (port, members.into_iter().collect(), draining)
                 })
                 .collect();
-            desired(nodes, &tasks, &services)
+            on_networks(desired(nodes, &tasks, &services), &networks)
         })
 }
 

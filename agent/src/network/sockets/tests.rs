@@ -63,11 +63,13 @@ fn desired() -> Desired {
         },
         peers: BTreeMap::new(),
         tasks: BTreeMap::new(),
+        members: BTreeMap::new(),
         local_tasks: (1..=5)
             .map(|number| {
                 let local = LocalTask {
                     address: ip("10.255.1.1"),
                     egress: true,
+                    attachments: Vec::new(),
                 };
                 (task('t', number), local)
             })

@@ -28,7 +28,7 @@ fn fresh_port() -> u16 {
 }
 
 /// Connects and returns as whom the other side sees that.
-fn seen_as(from: &Netns, to: &Netns, address: IpAddr) -> IpAddr {
+pub(super) fn seen_as(from: &Netns, to: &Netns, address: IpAddr) -> IpAddr {
     let address = SocketAddr::new(address, fresh_port());
     let listener = listen(to, address.port());
     let mut stream = connect(from, address).unwrap();
@@ -43,7 +43,7 @@ fn seen_as(from: &Netns, to: &Netns, address: IpAddr) -> IpAddr {
     peer.ip()
 }
 
-fn cannot_connect(from: &Netns, to: &Netns, address: IpAddr) {
+pub(super) fn cannot_connect(from: &Netns, to: &Netns, address: IpAddr) {
     let address = SocketAddr::new(address, fresh_port());
     let _listener = listen(to, address.port());
     let outcome = from

@@ -17,6 +17,11 @@ pub(super) fn snapshot(node: &Node, tasks: &[&TaskId]) -> BTreeSet<String> {
     if let Some(ingress) = node.try_ingress() {
         read(&mut lines, "ingress", &ingress, |_| true);
     }
+    for number in 1..=2 {
+        if let Some(overlay) = node.overlay(number) {
+            read(&mut lines, &format!("network {number}"), &overlay, |_| true);
+        }
+    }
     for task in tasks {
         read(
             &mut lines,
@@ -141,7 +146,7 @@ fn read(lines: &mut BTreeSet<String>, place: &str, netns: &Netns, ours: impl Fn(
             ));
         }
     }
-    if place == "ingress" {
+    if place == "ingress" || place.starts_with("network") {
         for entry in json(netns, "bridge -j fdb show") {
             let of_bridge = entry["master"].is_string() && entry["state"] == "static";
             if of_bridge || entry["dst"].is_string() {

@@ -5,17 +5,18 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use swarm_model::{NodeId, PortConfig, ServiceId, TaskId};
+use swarm_model::{NetworkId, NodeId, PortConfig, ServiceId, TaskId};
 use tempfile::TempDir;
 
 use crate::network::desired::{
-    Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Peer, Service, Task,
-    address6,
+    Attachment, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Overlay,
+    Peer, Service, Task, address6,
 };
 use crate::network::netns::{Netns, NetnsDir};
 use crate::network::reconcile::{NetworkConfig, Reconciler};
@@ -61,6 +62,7 @@ pub(in crate::network) fn local(task: &TaskId) -> LocalTask {
     LocalTask {
         address: address_of(task),
         egress: true,
+        attachments: Vec::new(),
     }
 }
 
@@ -70,6 +72,11 @@ const SUBNET6: &str = "fd00:a::/64";
 /// The twin of [`address_of`].
 pub(in crate::network) fn address6_of(task: &TaskId) -> IpAddr {
     address6(SUBNET6.parse().unwrap(), address_of(task)).unwrap()
+}
+
+/// The address of a task on a user's network.
+pub(in crate::network) fn on_network(network: u8, task: u8) -> IpAddr {
+    IpAddr::from([10, 0, network, 10 + task])
 }
 
 /// Runs a program inside a namespace and returns what it printed.
@@ -153,6 +160,12 @@ impl Node {
         self.try_ingress().expect("an ingress namespace")
     }
 
+    /// The namespace of a user's network, when there is one.
+    pub(in crate::network) fn overlay(&self, number: u8) -> Option<Netns> {
+        let network: NetworkId = id('k', number);
+        self.netns(&format!("net-{}", network.short()))
+    }
+
     pub(in crate::network) fn task(&self, task: &TaskId) -> Netns {
         self.try_task(task).expect("a namespace of the task")
     }
@@ -175,6 +188,7 @@ pub(in crate::network) struct World {
     /// Whether the nodes' data-path addresses are IPv6.
     pub(in crate::network) underlay_ipv6: bool,
     generation: AtomicU64,
+    networks: Mutex<BTreeMap<u8, Vec<u8>>>,
     _wire: Netns,
     bpffs: PathBuf,
     _dir: TempDir,
@@ -238,6 +252,7 @@ impl World {
             client: plug(100),
             underlay_ipv6: false,
             generation: AtomicU64::new(0),
+            networks: Mutex::default(),
             _wire: wire,
             bpffs,
             _dir: dir,
@@ -260,6 +275,47 @@ impl World {
     /// Starts another.
     pub(in crate::network) fn start(&mut self, number: usize) {
         self.nodes[number - 1].start();
+    }
+
+    /// From now on, a task is on these networks of users: number n is 10.0.n.0/24.
+    pub(in crate::network) fn attach(&self, task: u8, networks: &[u8]) {
+        let mut all = self.networks.lock().unwrap();
+        all.insert(task, networks.to_vec());
+    }
+
+    /// How a task is connected.
+    pub(in crate::network) fn local(&self, task: u8) -> LocalTask {
+        let all = self.networks.lock().unwrap();
+        let networks = all.get(&task).cloned().unwrap_or_default();
+        let attachment = |(interface, number): (usize, u8)| Attachment {
+            interface,
+            network: id('k', number),
+            overlay: Overlay {
+                vni: 4096 + u32::from(number),
+                subnet: IpNet::new(IpAddr::from([10, 0, number, 0]), 24).unwrap(),
+                gateway: IpAddr::from([10, 0, number, 1]),
+                mtu: None,
+            },
+            address: on_network(number, task),
+        };
+        LocalTask {
+            attachments: (1..).zip(networks).map(attachment).collect(),
+            ..local(&task_id(task))
+        }
+    }
+
+    fn members(&self, tasks: &[(u8, u8)]) -> BTreeMap<NetworkId, BTreeMap<TaskId, Task>> {
+        let mut members: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        let all = self.networks.lock().unwrap();
+        for (task, node) in tasks {
+            for number in all.get(task).into_iter().flatten() {
+                let address = on_network(*number, *task);
+                let node = id('n', *node);
+                let of = members.entry(id('k', *number)).or_default();
+                of.insert(task_id(*task), Task { address, node });
+            }
+        }
+        members
     }
 
     /// What `node` is told of tasks (number, node) and services (port, task numbers).
@@ -315,10 +371,11 @@ impl World {
             local_tasks: tasks
                 .iter()
                 .filter(|(_, on)| *on == node)
-                .map(|(task, _)| (task_id(*task), local(&task_id(*task))))
+                .map(|(task, _)| (task_id(*task), self.local(*task)))
                 .collect(),
             task_sockets: BTreeMap::new(),
             virtual_services: BTreeMap::new(),
+            members: self.members(tasks),
             services: (1..)
                 .zip(services)
                 .map(|(index, (published, members))| {
