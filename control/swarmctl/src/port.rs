@@ -87,10 +87,13 @@ fn parse_short(text: &str) -> Result<Vec<PortConfig>, String> {
     if target.is_empty() {
         return Err(format!("no port specified: {text}"));
     }
-    let targets = range(target).ok_or_else(|| format!("invalid containerPort: {target}"))?;
+    let targets = range(target)
+        .ok_or_else(|| format!("invalid containerPort: {target}: ports are 1 to 65535"))?;
     let published = published.filter(|published| !published.is_empty() && *published != "0");
     let published = published
-        .map(|text| range(text).ok_or_else(|| format!("invalid hostPort: {text}")))
+        .map(|text| {
+            range(text).ok_or_else(|| format!("invalid hostPort: {text}: ports are 1 to 65535"))
+        })
         .transpose()?;
     let addresses = address.map(parse_address).transpose()?.flatten();
     let port = |published, target| PortConfig {
@@ -340,9 +343,15 @@ mod tests {
         for (text, expected) in [
             ("", "no port specified: "),
             ("8080:", "no port specified: 8080:"),
-            ("80000", "invalid containerPort: 80000"),
-            ("82-80", "invalid containerPort: 82-80"),
-            ("x:80", "invalid hostPort: x"),
+            (
+                "80000",
+                "invalid containerPort: 80000: ports are 1 to 65535",
+            ),
+            (
+                "82-80",
+                "invalid containerPort: 82-80: ports are 1 to 65535",
+            ),
+            ("x:80", "invalid hostPort: x: ports are 1 to 65535"),
             ("localhost:8080:80", "invalid IP address: localhost"),
             ("8080:80/xyz", "invalid proto: xyz"),
             (

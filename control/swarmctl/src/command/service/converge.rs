@@ -14,6 +14,10 @@ use crate::connect::{answer, request};
 /// How often it is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
+/// How long the tasks have to run before it is believed: a program that fails at once has been seen
+/// running. Docker waits 5 s; what ends later than this is in `service ps`.
+const STABLE_FOR: Duration = Duration::from_secs(2);
+
 /// Failed attempts after which waiting is given up; the swarm itself goes on trying.
 const FAILURES_MAX: usize = 3;
 
@@ -52,15 +56,23 @@ impl Waiting {
         let already_failed: BTreeSet<_> = failed(&tasks(control, id).await?).collect();
         let show = std::io::stderr().is_terminal();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(self.wait_timeout);
+        let mut converged_at = None;
         loop {
             let service = super::find(control, id.as_str()).await?;
             let tasks = tasks(control, id).await?;
-            match standing(&service, &tasks, &already_failed) {
+            let standing = standing(&service, &tasks, &already_failed);
+            if standing != Standing::Converged {
+                converged_at = None;
+            }
+            match standing {
                 Standing::Converged => {
-                    if show {
-                        eprintln!("\rverify: Service converged          ");
+                    let now = tokio::time::Instant::now();
+                    if now - *converged_at.get_or_insert(now) >= STABLE_FOR {
+                        if show {
+                            eprintln!("\rverify: Service converged          ");
+                        }
+                        return Ok(());
                     }
-                    return Ok(());
                 }
                 Standing::Stuck(reason) => {
                     anyhow::bail!(
