@@ -76,7 +76,7 @@ const BUILD_NEEDS: [Need; 3] = [
     },
 ];
 
-const LAB_NEEDS: [Need; 6] = [
+const LAB_NEEDS: [Need; 7] = [
     Need {
         what: "QEMU",
         is_there: || find_program("qemu-system-x86_64").is_some(),
@@ -106,6 +106,11 @@ const LAB_NEEDS: [Need; 6] = [
         what: "nft",
         is_there: || find_program("nft").is_some(),
         packages: &["nftables"],
+    },
+    Need {
+        what: "bpftool",
+        is_there: || find_program("bpftool").is_some(),
+        packages: &["bpftool"],
     },
 ];
 
