@@ -7,7 +7,7 @@
 //!
 //! Source of every number: `include/uapi/linux/netfilter/nf_tables.h` and `nfnetlink.h`. Everything
 //! that comes from the kernel is taken as possibly somebody else's table: what is not understood is
-//! kept apart ([`Expression::Other`](expression::Expression::Other)), never guessed.
+//! kept apart ([`Expression::Other`]), never guessed.
 //!
 //! Deliberately absent: intervals and maps, named counters, flow tables, anything that changes a
 //! part of a chain. A table is replaced in one transaction, which no packet can see half of.

@@ -24,9 +24,9 @@ pub(crate) struct Create {
     #[arg(long, default_value_t = 1)]
     replicas: u64,
     /// Port to publish on the nodes: `[[IP:]PUBLISHED:]TARGET[/tcp|udp|sctp]`, ranges as FIRST-LAST,
-    /// or target=N[,published=N][,protocol=tcp|udp|sctp][,mode=ingress|host][,ip=ADDRESS]
-    /// [,iface=NAME][,policy=cluster|local|prefer-local][,sched=rr|wrr|lc|sh|mh]
-    /// [,affinity=DURATION][,source=CIDR]; may be given several times
+    /// or `target=N[,published=N][,protocol=tcp|udp|sctp][,mode=ingress|host][,ip=ADDRESS]`
+    /// `[,iface=NAME][,policy=cluster|local|prefer-local][,sched=rr|wrr|lc|sh|mh]`
+    /// `[,affinity=DURATION][,source=CIDR]`; may be given several times
     #[arg(short, long = "publish", value_parser = parse_ports, value_name = "PORT")]
     publish: Vec<Ports>,
     /// Environment variable NAME=VALUE; may be given several times
@@ -41,7 +41,7 @@ pub(crate) struct Create {
     /// Where tasks may run, such as node.role==worker; may be given several times
     #[arg(long, value_name = "CONSTRAINT")]
     constraint: Vec<String>,
-    /// Network to attach the tasks to: NAME[,alias=NAME], or name=NAME,alias=NAME; may be given
+    /// Network to attach the tasks to: `NAME[,alias=NAME]`, or `name=NAME,alias=NAME`; may be given
     /// several times
     #[arg(long, value_parser = parse_network, value_name = "NETWORK")]
     network: Vec<NetworkAttachmentSpec>,
