@@ -42,9 +42,10 @@ const KERNEL_TESTS: [(&str, &str, &[&str]); 2] = [
 /// Tests that damage everything there is, piece by piece: a quarter of an hour each when emulated.
 /// They run outside with the unit tests; what only this kernel has, IPVS, is damaged by the tests
 /// of whole clusters.
-const SLOW_IN_THE_LAB: [&str; 2] = [
+const SLOW_IN_THE_LAB: [&str; 3] = [
     "whatever_breaks_while_no_agent_runs_is_put_right_by_the_next",
     "whatever_is_broken_by_hand_is_put_right",
+    "whatever_is_broken_in_a_users_network_is_put_right",
 ];
 
 /// Package with the tests of whole clusters.

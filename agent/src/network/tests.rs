@@ -23,7 +23,7 @@ use super::observe::observe;
 use super::op::Op;
 use super::plan::plan;
 use super::reconcile::NetworkError;
-use snapshot::{differences, snapshot};
+use snapshot::{differences, settled, snapshot};
 use world::{
     DEADLINE, Node, World, address_of, address6_of, as_root, command, connect, listen, listen_both,
     local, task_id, try_command, within,
@@ -368,7 +368,7 @@ fn damage(node: &Node, task: &TaskId, place: &str, line: &str) {
 async fn whatever_breaks_while_no_agent_runs_is_put_right_by_the_next() {
     let Some(_root) = as_root() else { return };
     let (mut world, first, _second) = two_nodes().await;
-    let whole = snapshot(world.node(1), &[&first]);
+    let whole = settled(world.node(1), &[&first]);
     for (place, line) in DAMAGES {
         world.stop(1);
         damage(world.node(1), &first, place, line);
@@ -389,7 +389,7 @@ async fn whatever_is_broken_by_hand_is_put_right() {
     let Some(_root) = as_root() else { return };
     let (world, first, second) = two_nodes().await;
     let node = world.node(1);
-    let whole = snapshot(node, &[&first]);
+    let whole = settled(node, &[&first]);
     for (place, line) in DAMAGES {
         damage(node, &first, place, line);
         let mut left = Vec::new();
@@ -414,7 +414,7 @@ async fn a_lost_ingress_namespace_is_made_anew() {
     let Some(_root) = as_root() else { return };
     let (world, first, second) = two_nodes().await;
     let node = world.node(1);
-    let whole = snapshot(node, &[&first]);
+    let whole = settled(node, &[&first]);
     let old = node.ingress();
     command(
         &node.host,
@@ -458,7 +458,7 @@ async fn a_restart_adopts_everything_and_a_connection_goes_on() {
             .collect::<Vec<String>>()
     };
     let before = indexes(&world);
-    let whole = snapshot(world.node(1), &[&first]);
+    let whole = settled(world.node(1), &[&first]);
 
     for number in [1, 2] {
         world.stop(number);
@@ -481,7 +481,7 @@ async fn a_released_task_leaves_nothing_and_the_other_stays() {
     let node = world.node(1);
     // Task 1 is desired, task 2 only prepared.
     world.place(&[(1, 1)], &[]).await;
-    let whole = snapshot(node, &[&task_id(1)]);
+    let whole = settled(node, &[&task_id(1)]);
     let second = task_id(2);
     node.reconciler()
         .prepare_task(&second, local(&second))

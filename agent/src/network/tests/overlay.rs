@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use super::egress::{cannot_connect, seen_as};
-use super::snapshot::{differences, snapshot};
+use super::snapshot::{differences, settled, snapshot};
 use super::world::{
     DEADLINE, World, as_root, command, connect, listen, on_network, task_id, within,
 };
@@ -114,7 +114,7 @@ async fn a_restart_adopts_users_networks_and_a_connection_goes_on() {
     let mut stream = connect(&task(&world, 1), to).unwrap();
     let (mut accepted, _) = listener.accept().unwrap();
     let tasks = [&task_id(1), &task_id(3)];
-    let whole = snapshot(world.node(1), &tasks);
+    let whole = settled(world.node(1), &tasks);
     let indexes = |world: &World| command(&world.node(1).overlay(1).unwrap(), "ip -o -br link");
     let before = indexes(&world);
     for number in [1, 2] {
@@ -135,7 +135,7 @@ async fn whatever_is_broken_in_a_users_network_is_put_right() {
     let world = world().await;
     let node = world.node(1);
     let tasks = [&task_id(1), &task_id(3)];
-    let whole = snapshot(node, &tasks);
+    let whole = settled(node, &tasks);
     let port = format!("t{}", task_id(1).short());
     for line in [
         "ip link del vx0",

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use swarm_model::TaskId;
 
-use super::world::{Node, try_command};
+use super::world::{DEADLINE, Node, try_command, within};
 use crate::network::netns::Netns;
 
 /// Everything of ours in the host's, the ingress and the tasks' namespaces.
@@ -31,6 +31,19 @@ pub(super) fn snapshot(node: &Node, tasks: &[&TaskId]) -> BTreeSet<String> {
         );
     }
     lines
+}
+
+/// The same once it says so twice in a row: a list that is read while links come up may lack one.
+pub(super) fn settled(node: &Node, tasks: &[&TaskId]) -> BTreeSet<String> {
+    let mut last = snapshot(node, tasks);
+    let rests = within(DEADLINE, || {
+        let now = snapshot(node, tasks);
+        let same = now == last;
+        last = now;
+        same
+    });
+    assert!(rests, "the node does not come to rest");
+    last
 }
 
 /// What is only in one of the two.
