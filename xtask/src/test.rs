@@ -39,13 +39,16 @@ const KERNEL_TESTS: [(&str, &str, &[&str]); 2] = [
     ("swarm-ipvs", "agent/ipvs", &[]),
 ];
 
-/// Tests that damage everything there is, piece by piece: a quarter of an hour each when emulated.
-/// They run outside with the unit tests; what only this kernel has, IPVS, is damaged by the tests
-/// of whole clusters.
-const SLOW_IN_THE_LAB: [&str; 3] = [
+/// Tests that damage everything there is, piece by piece: a quarter of an hour each when emulated;
+/// and groups that need nothing of this kernel. They run outside with the unit tests; what only
+/// this kernel has, IPVS, is damaged by the tests of whole clusters.
+const SLOW_IN_THE_LAB: [&str; 6] = [
     "whatever_breaks_while_no_agent_runs_is_put_right_by_the_next",
     "whatever_is_broken_by_hand_is_put_right",
     "whatever_is_broken_in_a_users_network_is_put_right",
+    "ebpf::tests::sockets::",
+    "network::tests::egress::",
+    "network::tests::overlay::",
 ];
 
 /// Package with the tests of whole clusters.
