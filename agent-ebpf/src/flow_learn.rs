@@ -1,7 +1,7 @@
 //! `flow_learn`: tc egress on the host side of a task's veth. Remembers through which ingress node
 //! a client's packets come, so that `flow_return` can send the task's answers back there.
 
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{BPF_ANY, TC_ACT_SHOT};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::{HashMap, LruHashMap};
@@ -13,7 +13,7 @@ use swarm_ebpf_common::{
 use crate::count::count;
 use crate::packet::{Ports, tcp};
 use crate::shortcut_learn::remember;
-use crate::{NEXT, headers, packet};
+use crate::{NEXT, headers, isolation, packet};
 
 #[map(name = "ingress_macs")]
 static INGRESS_MACS: HashMap<Mac, u32> = HashMap::pinned(capacity::INGRESS_MACS, 0);
@@ -25,15 +25,20 @@ pub static FLOW: LruHashMap<FlowKey, FlowValue> = LruHashMap::pinned(capacity::F
 #[classifier]
 pub fn flow_learn(ctx: TcContext) -> i32 {
     remember(&ctx);
-    learn(&ctx);
+    let Some(mac) = packet::source_mac(&ctx) else {
+        return NEXT;
+    };
+    // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
+    if let Some(node) = unsafe { INGRESS_MACS.get(Mac::new(mac)) } {
+        learn(&ctx, mac, *node);
+    } else if !isolation::may_receive(&ctx) {
+        return TC_ACT_SHOT;
+    }
     NEXT
 }
 
 #[inline(always)]
-fn learn(ctx: &TcContext) -> Option<()> {
-    let mac = packet::source_mac(ctx)?;
-    // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
-    let node = *unsafe { INGRESS_MACS.get(Mac::new(mac)) }?;
+fn learn(ctx: &TcContext, mac: [u8; 6], node: u32) -> Option<()> {
     let (key, ports) = flow(ctx)?;
     // SAFETY: a helper without arguments.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };

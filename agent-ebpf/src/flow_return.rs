@@ -11,11 +11,14 @@ use crate::count::count;
 use crate::flow_learn::{FLOW, closing};
 use crate::headers::{Headers, Part};
 use crate::packet::tcp;
-use crate::{NEXT, fragments, headers, packet};
+use crate::{NEXT, fragments, headers, isolation, packet};
 
 /// Entry point.
 #[classifier]
 pub fn flow_return(ctx: TcContext) -> i32 {
+    if !isolation::may_send(&ctx) {
+        return TC_ACT_SHOT;
+    }
     answer(&ctx).unwrap_or(NEXT)
 }
 

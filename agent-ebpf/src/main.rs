@@ -15,6 +15,7 @@ mod flow_learn;
 mod flow_return;
 mod fragments;
 mod headers;
+mod isolation;
 mod mesh_out;
 mod mesh_uplink;
 mod packet;

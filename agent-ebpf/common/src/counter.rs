@@ -48,6 +48,10 @@ pub enum Counter {
     SocketNoBackend = 11,
     /// Any program: more IPv6 extension headers than are skipped, passed through untouched.
     Extensions = 12,
+    /// Ingress network: a task sent under another address than its own, dropped.
+    Spoofed = 13,
+    /// Ingress network: from task to task, and not about a published target, dropped.
+    Isolated = 14,
 }
 
 impl Counter {
@@ -55,7 +59,7 @@ impl Counter {
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// All of them, by index.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::UplinkUnconfigured,
         Self::OutByUplink,
         Self::OutUnroutable,
@@ -69,6 +73,8 @@ impl Counter {
         Self::SourceRefused,
         Self::SocketNoBackend,
         Self::Extensions,
+        Self::Spoofed,
+        Self::Isolated,
     ];
 
     /// The name under which it is shown.
@@ -87,6 +93,8 @@ impl Counter {
             Self::SourceRefused => "source_refused",
             Self::SocketNoBackend => "socket_no_backend",
             Self::Extensions => "extensions",
+            Self::Spoofed => "spoofed",
+            Self::Isolated => "isolated",
         }
     }
 }

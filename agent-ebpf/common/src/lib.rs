@@ -19,6 +19,7 @@ mod config;
 mod counter;
 mod flow;
 mod fragment;
+mod isolation;
 mod published;
 mod shortcut;
 mod socket;
@@ -28,6 +29,7 @@ pub use config::Config;
 pub use counter::{Counter, ServiceStats};
 pub use flow::{FlowKey, FlowValue, flow_state};
 pub use fragment::{FragmentKey, FragmentValue};
+pub use isolation::TaskPort;
 pub use published::{Protocol, PublishedKey, PublishedValue, SourceKey, published_flag};
 pub use shortcut::{ShortcutDraft, ShortcutKey, ShortcutValue, shortcut_state, shortcut_way};
 pub use socket::{
@@ -62,6 +64,12 @@ pub mod map {
     pub const SERVICE_STATS: &str = "service_stats";
     /// `PERCPU_ARRAY` of `u64`, indexed by [`Counter`](crate::Counter).
     pub const COUNTERS: &str = "counters";
+    /// `HASH` of an interface index in the ingress namespace (`u32`) to
+    /// [`TaskPort`](crate::TaskPort).
+    pub const TASK_PORTS: &str = "task_ports";
+    /// `HASH` of [`PublishedKey`](crate::PublishedKey) to `u32` (always 1): what other tasks may
+    /// reach on the ingress network, by the task's address and target port.
+    pub const TARGETS: &str = "targets";
     /// `HASH` of a network namespace's cookie (`u64`) to [`SocketScope`](crate::SocketScope).
     pub const SOCK_SCOPE: &str = "sock_scope";
     /// `HASH` of [`SocketService`](crate::SocketService) to [`SocketTarget`](crate::SocketTarget).
@@ -98,6 +106,10 @@ pub mod capacity {
     pub const FRAGMENTS: u32 = 8_192;
     /// Services with a published port.
     pub const SERVICE_STATS: u32 = 4_096;
+    /// Tasks of one host.
+    pub const TASK_PORTS: u32 = 4_096;
+    /// Published targets of all tasks of the swarm.
+    pub const TARGETS: u32 = 65_536;
     /// Namespaces of one host: its own and those of its tasks.
     pub const SOCK_SCOPE: u32 = 4_096;
     /// Virtual addresses, once for each different set of networks that tasks here are on, and

@@ -9,7 +9,8 @@ use aya::maps::{MapInfo, MapType};
 use swarm_ebpf_common::{
     Address, Config, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue, Mac, PublishedKey,
     PublishedValue, ServiceStats, ShortcutDraft, ShortcutKey, ShortcutValue, SocketBackend,
-    SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey, capacity, map,
+    SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey, TaskPort,
+    capacity, map,
 };
 
 use super::MeshError;
@@ -25,7 +26,7 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 16] = [
+pub(super) const LAYOUTS: [Layout; 18] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
     Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
@@ -41,6 +42,8 @@ pub(super) const LAYOUTS: [Layout; 16] = [
         capacity::SERVICE_STATS,
     ),
     Layout::of::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Counter::COUNT),
+    Layout::of::<u32, TaskPort>(map::TASK_PORTS, MapType::Hash, capacity::TASK_PORTS),
+    Layout::of::<PublishedKey, u32>(map::TARGETS, MapType::Hash, capacity::TARGETS),
     Layout::of::<u64, SocketScope>(map::SOCK_SCOPE, MapType::Hash, capacity::SOCK_SCOPE),
     Layout::of::<SocketService, SocketTarget>(
         map::SOCK_SERVICE,

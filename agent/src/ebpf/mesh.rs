@@ -17,7 +17,7 @@ use super::reconcile::{Changed, reconcile, reconcile_trie};
 use super::sockets::{self, SocketMaps};
 use super::{
     Attached, Config, Counter, FlowKey, FlowValue, Program, PublishedKey, PublishedValue,
-    ServiceStats, SocketError, SourceKey, TcError, bpffs, layout, program, tc,
+    ServiceStats, SocketError, SourceKey, TaskPort, TcError, bpffs, layout, program, tc,
 };
 
 /// Why the mesh's eBPF could not be loaded, changed or attached.
@@ -143,6 +143,8 @@ pub(crate) struct Mesh {
     sources: LpmTrie<MapData, SourceKey, u32>,
     node_addrs: HashMap<MapData, Address, u32>,
     ingress_macs: HashMap<MapData, Mac, u32>,
+    task_ports: HashMap<MapData, u32, TaskPort>,
+    targets: HashMap<MapData, PublishedKey, u32>,
     flow: HashMap<MapData, FlowKey, FlowValue>,
     service_stats: PerCpuHashMap<MapData, u32, ServiceStats>,
     counters: PerCpuArray<MapData, u64>,
@@ -173,6 +175,8 @@ impl Mesh {
             sources: take(&mut object, map::SOURCES)?,
             node_addrs: take(&mut object, map::NODE_ADDRS)?,
             ingress_macs: take(&mut object, map::INGRESS_MACS)?,
+            task_ports: take(&mut object, map::TASK_PORTS)?,
+            targets: take(&mut object, map::TARGETS)?,
             flow: take(&mut object, map::FLOW)?,
             service_stats: take(&mut object, map::SERVICE_STATS)?,
             counters: take(&mut object, map::COUNTERS)?,
@@ -283,6 +287,31 @@ impl Mesh {
             .collect();
         reconcile(&mut self.ingress_macs, &desired).map_err(|source| MeshError::UseMap {
             map: map::INGRESS_MACS,
+            source,
+        })
+    }
+
+    /// Says who is behind the ports of the ingress network's bridge, by interface index. What comes
+    /// in by others is not looked at.
+    pub(crate) fn set_task_ports(
+        &mut self,
+        desired: &BTreeMap<u32, TaskPort>,
+    ) -> Result<Changed, MeshError> {
+        reconcile(&mut self.task_ports, desired).map_err(|source| MeshError::UseMap {
+            map: map::TASK_PORTS,
+            source,
+        })
+    }
+
+    /// Makes exactly these, by task address and target port, what tasks may reach of each other on
+    /// the ingress network.
+    pub(crate) fn set_targets(
+        &mut self,
+        desired: &BTreeSet<PublishedKey>,
+    ) -> Result<Changed, MeshError> {
+        let desired = desired.iter().map(|target| (*target, 1)).collect();
+        reconcile(&mut self.targets, &desired).map_err(|source| MeshError::UseMap {
+            map: map::TARGETS,
             source,
         })
     }

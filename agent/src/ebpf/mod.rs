@@ -35,6 +35,7 @@ pub(crate) use reconcile::Changed;
 pub(crate) use sockets::{SocketError, SocketLinks, SocketProgram, SocketTables};
 pub(crate) use swarm_ebpf_common::{
     Config, Counter, FlowKey, FlowValue, Protocol, PublishedKey, PublishedValue, ServiceStats,
-    SocketScope, SocketService, SocketTarget, SourceKey, published_flag, scope, scope_flag,
+    SocketScope, SocketService, SocketTarget, SourceKey, TaskPort, published_flag, scope,
+    scope_flag,
 };
 pub(crate) use tc::{Attached, TcError};

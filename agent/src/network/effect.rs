@@ -77,6 +77,7 @@ impl Observed {
             | Op::SetIngressMacs(_)
             | Op::SetPublished(_)
             | Op::SetSources(_)
+            | Op::SetIsolation(_)
             | Op::SetSockets(_)
             | Op::AttachSockets
             | Op::RemovePins => {
@@ -205,6 +206,11 @@ impl Observed {
             // Its successor has another index.
             config.host_veth = None;
         }
+        if let (Place::Ingress, Ok(maps)) = (place, &mut self.mesh)
+            && let Some(isolation) = &mut maps.isolation
+        {
+            isolation.ports.remove(name);
+        }
         if let LinkKind::Veth(Some(peer)) = link.kind {
             self.delete_link(&peer);
         }
@@ -305,6 +311,7 @@ impl MeshMaps {
             Op::SetIngressMacs(macs) => self.ingress_macs = Some(macs.clone()),
             Op::SetPublished(published) => self.published = Some(published.clone()),
             Op::SetSources(sources) => self.sources = Some(sources.clone()),
+            Op::SetIsolation(isolation) => self.isolation = Some(isolation.clone()),
             Op::SetSockets(sockets) => self.sockets = Some(sockets.clone()),
             Op::AttachSockets => self.socket_programs = SocketPrograms::Current,
             Op::RemovePins => *self = Self::default(),

@@ -250,6 +250,15 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
         Op::SetFirewall(firewall) => kernel.firewall()?.set(firewall)?,
         Op::ChangeEgress { add, remove } => kernel.firewall()?.change_egress(add, remove)?,
         Op::RemoveFirewall => kernel.firewall()?.remove()?,
+        Op::SetIsolation(isolation) => {
+            let ingress = kernel.at(&Place::Ingress)?;
+            // A port that could not be made is missing, and that is its own failure.
+            let ports = isolation.ports.iter();
+            let ports = ports
+                .filter_map(|(name, port)| Some((ingress.index(name).ok()?, *port)))
+                .collect();
+            kernel.mesh()?.set_isolation(ports, &isolation.targets)?;
+        }
         Op::SetSockets(sockets) => {
             // A namespace that could not be made is missing, and that is its own failure.
             let cookies = kernel.cookies();

@@ -10,10 +10,11 @@ use swarm_model::Protocol;
 
 use crate::ebpf::{
     self, Changed, Config, Mesh, MeshError, PublishedKey, PublishedValue, SocketError, SocketLinks,
-    SocketTables, SourceKey, published_flag,
+    SocketTables, SourceKey, TaskPort, published_flag,
 };
 use crate::error_text::error_text;
 
+use super::isolation::Isolation;
 use super::model::{
     Attached, Mac, MeshConfig, MeshMaps, Place, Program, Published, PublishedAs, SocketPrograms,
     Source,
@@ -38,6 +39,7 @@ struct Written {
     ingress_macs: Option<BTreeMap<Mac, u32>>,
     published: Option<BTreeMap<Published, PublishedAs>>,
     sources: Option<BTreeSet<Source>>,
+    isolation: Option<(BTreeMap<u32, TaskPort>, BTreeSet<PublishedKey>)>,
     sockets: Option<SocketTables>,
 }
 
@@ -109,11 +111,12 @@ impl MeshHandle {
 
 impl LoadedMesh {
     /// What this process has written, after putting right what somebody else changed since.
-    /// `link_name` gives the name of a link of the host by its index, `places` the namespaces by
-    /// their cookies.
+    /// `link_name` gives the name of a link of the host by its index, `port_name` one of the ingress
+    /// namespace, `places` the namespaces by their cookies.
     pub(super) fn maps(
         &mut self,
         link_name: impl Fn(u32) -> Option<String>,
+        port_name: impl Fn(u32) -> Option<String>,
         places: &BTreeMap<u64, &Place>,
     ) -> Result<MeshMaps, MeshError> {
         let Written {
@@ -122,6 +125,7 @@ impl LoadedMesh {
             ingress_macs,
             published,
             sources,
+            isolation,
             sockets,
         } = self.written.clone();
         let mut changed = Changed::default();
@@ -147,6 +151,10 @@ impl LoadedMesh {
         if let Some(published) = &published {
             note(self.mesh.set_published(&entries(published))?);
         }
+        if let Some((ports, targets)) = &isolation {
+            note(self.mesh.set_task_ports(ports)?);
+            note(self.mesh.set_targets(targets)?);
+        }
         if let Some(sockets) = &sockets {
             note(self.mesh.set_sockets(sockets)?);
         }
@@ -166,6 +174,14 @@ impl LoadedMesh {
             ingress_macs,
             published,
             sources,
+            isolation: isolation.and_then(|(ports, targets)| {
+                let ports = ports.into_iter();
+                let named = ports.map(|(index, port)| Some((port_name(index)?, port)));
+                Some(Isolation {
+                    ports: named.collect::<Option<_>>()?,
+                    targets,
+                })
+            }),
             sockets: sockets.and_then(|tables| seen(tables, places)),
             socket_programs: self.socket_programs()?,
         })
@@ -180,6 +196,20 @@ impl LoadedMesh {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Says who is behind the ports of the ingress network's bridge, by index, and what tasks may
+    /// reach of each other.
+    pub(super) fn set_isolation(
+        &mut self,
+        ports: BTreeMap<u32, TaskPort>,
+        targets: &BTreeSet<PublishedKey>,
+    ) -> Result<(), MeshError> {
+        // Targets first: a task that is just described finds them open.
+        self.mesh.set_targets(targets)?;
+        self.mesh.set_task_ports(&ports)?;
+        self.written.isolation = Some((ports, targets.clone()));
+        Ok(())
     }
 
     /// Tells the socket programs what to balance. Namespaces without a cookie are left out.

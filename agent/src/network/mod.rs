@@ -35,6 +35,7 @@ mod desired;
 mod effect;
 mod execute;
 mod firewall;
+mod isolation;
 mod kernel;
 mod listeners;
 mod mesh;

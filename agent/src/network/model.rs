@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use swarm_ipvs::{DestinationConfig, DestinationKey, Name, ServiceConfig, ServiceKey};
 use swarm_model::{NetworkId, Protocol, TaskId};
 
+use super::isolation::Isolation;
 use super::listeners::Listener;
 use super::names::{INGRESS_NETNS, NETWORK_NAME_BYTES, OVERLAY_NETNS_PREFIX, TASK_NETNS_PREFIX};
 use super::sockets::Sockets;
@@ -326,6 +327,8 @@ pub(super) struct MeshMaps {
     pub(super) published: Option<BTreeMap<Published, PublishedAs>>,
     /// Who may use those that are restricted.
     pub(super) sources: Option<BTreeSet<Source>>,
+    /// Who may talk to whom on the ingress network.
+    pub(super) isolation: Option<Isolation>,
     /// What the socket programs know.
     pub(super) sockets: Option<Sockets>,
     /// Whether those are attached.

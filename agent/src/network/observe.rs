@@ -59,10 +59,11 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
     links::pair_veths(&mut seen, open);
 
     let link_name = |index: u32| open.get(&Place::Host)?.name_of(index);
+    let port_name = |index: u32| open.get(&Place::Ingress)?.name_of(index);
     let cookies = open.iter();
     let cookies = cookies.map(|(place, connection)| (connection.cookie, place));
     let mesh = match &mut mesh {
-        Ok(mesh) => Ok(mesh.maps(link_name, &cookies.collect())?),
+        Ok(mesh) => Ok(mesh.maps(link_name, port_name, &cookies.collect())?),
         Err(reason) => Err(reason.clone()),
     };
     let ipvs = ipvs_table(kernel)?;

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use swarm_ipvs::Op as IpvsOp;
 use swarm_model::TaskId;
 
+use super::isolation::Isolation;
 use super::model::{
     Device, Firewall, Mac, MeshConfig, NetworkName, Place, PortFlags, Program, Published,
     PublishedAs, Route, Source, Vxlan,
@@ -116,6 +117,8 @@ pub(super) enum Op {
     SetPublished(BTreeMap<Published, PublishedAs>),
     /// Say who may use published ports that are restricted.
     SetSources(BTreeSet<Source>),
+    /// Say who may talk to whom on the ingress network.
+    SetIsolation(Isolation),
     /// Say what sockets are balanced to.
     SetSockets(Sockets),
     /// Attach the socket programs.
@@ -183,6 +186,7 @@ impl Op {
             | Self::SetIngressMacs(_)
             | Self::SetPublished(_)
             | Self::SetSources(_)
+            | Self::SetIsolation(_)
             | Self::SetSockets(_)
             | Self::AttachSockets
             | Self::Ipvs(_)
@@ -375,6 +379,12 @@ impl fmt::Display for Op {
                     sources.len()
                 )
             }
+            Self::SetIsolation(isolation) => write!(
+                f,
+                "isolate {} tasks but for {} published targets",
+                isolation.ports.len(),
+                isolation.targets.len()
+            ),
             Self::SetSockets(sockets) => write!(
                 f,
                 "balance sockets of {} namespaces to {} services",

@@ -448,6 +448,7 @@ impl Planner<'_> {
             differing(&now.config, &wanted.config).map(Op::SetMeshConfig),
             differing(&now.node_addresses, &wanted.node_addresses).map(Op::SetNodeAddresses),
             differing(&now.ingress_macs, &wanted.ingress_macs).map(Op::SetIngressMacs),
+            differing(&now.isolation, &wanted.isolation).map(Op::SetIsolation),
         ];
         self.emit_all(ops.into_iter().flatten().collect());
     }

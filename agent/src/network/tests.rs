@@ -6,6 +6,7 @@
 //! likewise.
 
 mod egress;
+mod isolation;
 mod overlay;
 mod snapshot;
 mod sockets;
@@ -71,14 +72,13 @@ async fn tasks_of_two_nodes_reach_each_other() {
     // A datagram as large as the overlay takes: 1450 less IP and UDP headers.
     let bind = |netns: &Netns| {
         netns
-            .run(|| UdpSocket::bind("0.0.0.0:5353"))
+            .run(|| UdpSocket::bind("0.0.0.0:80"))
             .unwrap()
             .unwrap()
     };
     let (from, to) = (bind(&one), bind(&two));
     to.set_read_timeout(Some(DEADLINE)).unwrap();
-    from.send_to(&[7; 1422], (address_of(&second), 5353))
-        .unwrap();
+    from.send_to(&[7; 1422], (address_of(&second), 80)).unwrap();
     let mut buffer = [0; 2000];
     assert_eq!(to.recv(&mut buffer).unwrap(), 1422);
 
@@ -92,7 +92,7 @@ async fn tasks_of_two_nodes_reach_each_other() {
 async fn tasks_of_one_node_reach_each_other() {
     let Some(_root) = as_root() else { return };
     let world = World::new(1);
-    world.place(&[(1, 1), (2, 1)], &[]).await;
+    world.place(&[(1, 1), (2, 1)], &[(8080, &[2])]).await;
     let (one, two) = (
         world.node(1).task(&task_id(1)),
         world.node(1).task(&task_id(2)),
@@ -122,10 +122,10 @@ async fn tasks_of_two_nodes_reach_each_other_by_ipv6() {
     assert_eq!(listener.accept().unwrap().1.ip(), address6_of(&first));
 
     // A datagram as large as the overlay takes: 1450 less IPv6 and UDP headers.
-    let bind = |netns: &Netns| netns.run(|| UdpSocket::bind("[::]:5353")).unwrap().unwrap();
+    let bind = |netns: &Netns| netns.run(|| UdpSocket::bind("[::]:80")).unwrap().unwrap();
     let (from, to) = (bind(&one), bind(&two));
     to.set_read_timeout(Some(DEADLINE)).unwrap();
-    from.send_to(&[7; 1402], (address6_of(&second), 5353))
+    from.send_to(&[7; 1402], (address6_of(&second), 80))
         .unwrap();
     assert_eq!(to.recv(&mut [0; 2000]).unwrap(), 1402);
 
@@ -146,7 +146,7 @@ async fn the_underlay_may_be_ipv6() {
     let Some(_root) = as_root() else { return };
     let mut world = World::new(2);
     world.underlay_ipv6 = true;
-    world.place(&[(1, 1), (2, 2)], &[]).await;
+    world.place(&[(1, 1), (2, 2)], &[(8080, &[1, 2])]).await;
     let (first, second) = (task_id(1), task_id(2));
     let vxlan = command(&world.node(1).ingress(), "ip -d link show vx0");
     assert!(vxlan.contains("local 2001:db8::1 "), "{vxlan}");

@@ -22,6 +22,7 @@ use super::names::{
     VXLAN_PORT, forwarding_of, host_address, task_device, task_port,
 };
 
+use super::isolation::wanted_isolation;
 use super::sockets::wanted_sockets;
 
 /// The VXLAN port of the bridge: what lies behind it is known, nothing is learned or flooded. ARP
@@ -356,6 +357,7 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
             BTreeMap::new()
         }),
         sources: Some(sources),
+        isolation: Some(wanted_isolation(desired, subnet6)),
         sockets: Some(sockets),
         socket_programs: SocketPrograms::Current,
     });

@@ -6,6 +6,7 @@
 mod attachment;
 mod both_versions;
 mod frame;
+mod isolation;
 mod maps;
 mod packet;
 mod path;

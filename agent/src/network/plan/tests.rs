@@ -218,9 +218,9 @@ fn texts(ops: &[Op]) -> Vec<String> {
     ops.iter().map(Op::to_string).collect()
 }
 
-/// Those that are not about sockets.
+/// Those that are about neither sockets nor isolation.
 fn mesh_texts(ops: &[Op]) -> Vec<String> {
-    let of_mesh = |op: &&Op| !matches!(op, Op::SetSockets(_));
+    let of_mesh = |op: &&Op| !matches!(op, Op::SetSockets(_) | Op::SetIsolation(_));
     ops.iter().filter(of_mesh).map(Op::to_string).collect()
 }
 
@@ -303,6 +303,7 @@ attach program shortcut_out to vx0 in ingress
 write the links of the mesh programs
 write the node addresses of the mesh
 write the ingress nodes of the mesh
+isolate 1 tasks but for 2 published targets
 ipvs: add service tcp 172.17.0.1:8080
 ipvs: add destination 10.255.1.0:80 to service tcp 172.17.0.1:8080
 ipvs: add destination 10.255.1.1:80 to service tcp 172.17.0.1:8080
@@ -461,6 +462,7 @@ fn a_service_that_goes_refuses_first_and_its_task_leaves_the_tables_last() {
     let expected = "\
 publish 0 ports on the mesh
 balance sockets of 1 namespaces to 1 services
+isolate 0 tasks but for 0 published targets
 balance sockets of 1 namespaces to 0 services
 ipvs: delete service tcp 172.17.0.1:8080
 ipvs: delete service tcp 192.168.1.1:8080
@@ -595,6 +597,7 @@ fn what_an_earlier_agent_published_stays_until_it_is_known_to_be_wrong() {
                 | Op::SetIngressMacs(_)
                 | Op::SetPublished(_)
                 | Op::SetSources(_)
+                | Op::SetIsolation(_)
                 | Op::SetSockets(_)
                 | Op::AttachSockets
         )
@@ -833,6 +836,7 @@ enum Damage {
     Destination(Index),
     Config,
     Firewall(bool),
+    Isolation,
     Sockets,
     SocketPrograms,
 }
@@ -858,6 +862,7 @@ fn damages() -> impl Strategy<Value = Damage> {
         any::<Index>().prop_map(Damage::Destination),
         Just(Damage::Config),
         any::<bool>().prop_map(Damage::Firewall),
+        Just(Damage::Isolation),
         Just(Damage::Sockets),
         Just(Damage::SocketPrograms),
     ]
@@ -1028,6 +1033,7 @@ fn damage(observed: &mut Observed, damage: &Damage) {
             }
         }
         Damage::Config => observed.mesh.as_mut().unwrap().config = None,
+        Damage::Isolation => observed.mesh.as_mut().unwrap().isolation = None,
         Damage::Sockets => observed.mesh.as_mut().unwrap().sockets = None,
         Damage::SocketPrograms => {
             observed.mesh.as_mut().unwrap().socket_programs = SocketPrograms::Outdated;

@@ -83,8 +83,11 @@ async fn a_task_reaches_the_outside_in_its_hosts_name() {
 async fn connection_tracking_sees_what_goes_out_and_nothing_of_the_overlay() {
     let Some(_root) = as_root() else { return };
     let (world, first, second) = two_nodes().await;
+    world.place(&[(1, 1), (2, 2)], &[(8080, &[2])]).await;
     let (one, two) = (world.node(1).task(&first), world.node(2).task(&second));
-    seen_as(&one, &two, address_of(&second));
+    let listener = listen(&two, 80);
+    let _connected = connect(&one, (address_of(&second), 80).into()).unwrap();
+    listener.accept().unwrap();
     seen_as(&one, &world.client, OUTSIDE.into());
     let host = &world.node(1).host;
     let tracked = host

@@ -389,9 +389,13 @@ impl World {
                         target: 80,
                         ..PortConfig::default()
                     };
+                    let datagrams = PortConfig {
+                        protocol: swarm_model::Protocol::Udp,
+                        ..port.clone()
+                    };
                     let service = Service {
                         index,
-                        ports: vec![port],
+                        ports: vec![port, datagrams],
                         backends: members.iter().map(backend).collect(),
                     };
                     (id::<ServiceId>('s', u8::try_from(index).unwrap()), service)

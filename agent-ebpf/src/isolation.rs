@@ -1,0 +1,305 @@
+//! Isolation on the ingress network. Every task is on it, of whatever service; to another task only
+//! its published targets are open (address, target port, protocol, all of them in `targets`).
+//!
+//! Two looks, both at the task's port: `flow_return` at what the task sends, `flow_learn` at what it
+//! gets from anybody but an ingress node. A task sends as itself or not at all, so that nobody's
+//! address and no node's MAC address can be borrowed; what it sends to its own network goes to a
+//! published target, or comes from one, or is an ICMP error about such a packet. What leaves the
+//! network (answers to clients, the way out) is not looked at further.
+//!
+//! A fragment after the first carries no port and passes: without its first it is nothing. A port
+//! that is not in `task_ports` is not looked at: the agent describes it before a container starts.
+
+use core::mem::offset_of;
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::HashMap;
+use aya_ebpf::programs::TcContext;
+use swarm_ebpf_common::{Address, Counter, Mac, Protocol, PublishedKey, TaskPort, capacity};
+
+use crate::count::count;
+
+#[map(name = "task_ports")]
+static TASK_PORTS: HashMap<u32, TaskPort> = HashMap::pinned(capacity::TASK_PORTS, 0);
+
+#[map(name = "targets")]
+static TARGETS: HashMap<PublishedKey, u32> = HashMap::pinned(capacity::TARGETS, 0);
+
+/// Ethernet types (`linux/if_ether.h`).
+const IPV4: u16 = 0x0800_u16.to_be();
+const IPV6: u16 = 0x86dd_u16.to_be();
+const ARP: u16 = 0x0806_u16.to_be();
+
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// Everything that is looked at without options fits: Ethernet, IPv6, ICMPv6, and an IPv6 header
+/// with ports in it.
+const LOOKED_AT: u32 = 14 + 40 + 8 + 40 + 4;
+
+#[repr(C)]
+struct Ethernet {
+    destination: [u8; 6],
+    source: [u8; 6],
+    kind: u16,
+}
+
+/// Up to the sender of an ARP message about IPv4 on Ethernet (RFC 826).
+#[repr(C)]
+struct Arp {
+    kinds_and_lengths: [u8; 6],
+    operation: u16,
+    sender_mac: [u8; 6],
+    sender: [u16; 2],
+}
+
+#[repr(C)]
+struct Ipv4Header {
+    version_and_length: u8,
+    tos: u8,
+    total_len: u16,
+    id: u16,
+    fragment: u16,
+    ttl: u8,
+    protocol: u8,
+    checksum: u16,
+    source: u32,
+    destination: u32,
+}
+
+#[repr(C)]
+struct Ipv6Header {
+    version_class_flow: u32,
+    payload_len: u16,
+    next: u8,
+    hops: u8,
+    source: [u32; 4],
+    destination: [u32; 4],
+}
+
+#[repr(C)]
+struct Icmp {
+    kind: u8,
+    code: u8,
+    checksum: u16,
+    rest: u32,
+}
+
+#[repr(C)]
+struct Ports {
+    source: u16,
+    destination: u16,
+}
+
+/// An IP header.
+#[derive(Clone, Copy)]
+struct Header {
+    source: Address,
+    destination: Address,
+    protocol: u8,
+    /// A fragment after the first.
+    later: bool,
+    /// Where what it carries begins.
+    end: usize,
+}
+
+/// Whether the task behind this port may send this frame.
+#[inline(always)]
+pub fn may_send(ctx: &TcContext) -> bool {
+    let Some(task) = task(ctx) else {
+        return true;
+    };
+    let Some(ethernet) = at::<Ethernet>(ctx, 0) else {
+        return true;
+    };
+    if Mac::new(ethernet.source) != task.mac {
+        return refuse(Counter::Spoofed);
+    }
+    let header = match ethernet.kind {
+        ARP => return sends_as_itself(ctx, task),
+        IPV4 => ipv4(ctx, size_of::<Ethernet>()),
+        IPV6 => ipv6(ctx, size_of::<Ethernet>()),
+        _ => return refuse(Counter::Isolated),
+    };
+    let Some(header) = header else {
+        return refuse(Counter::Isolated);
+    };
+    if header.source != task.address_like(header.source) {
+        if is_local(header.source) && is_neighbour_discovery(ctx, &header) {
+            return true;
+        }
+        return refuse(Counter::Spoofed);
+    }
+    let inside = task.is_neighbour(header.destination) || !is_unicast(header.destination);
+    !inside || is_open(ctx, &header) || refuse(Counter::Isolated)
+}
+
+/// Whether the task behind this port may get this frame from another task.
+#[inline(always)]
+pub fn may_receive(ctx: &TcContext) -> bool {
+    let Some(task) = task(ctx) else {
+        return true;
+    };
+    let Some(ethernet) = at::<Ethernet>(ctx, 0) else {
+        return true;
+    };
+    let header = match ethernet.kind {
+        ARP => return true,
+        IPV4 => ipv4(ctx, size_of::<Ethernet>()),
+        IPV6 => ipv6(ctx, size_of::<Ethernet>()),
+        _ => None,
+    };
+    let Some(header) = header else {
+        return refuse(Counter::Isolated);
+    };
+    if is_neighbour_discovery(ctx, &header) {
+        return true;
+    }
+    let open = header.destination == task.address_like(header.destination)
+        && task.is_neighbour(header.source)
+        && is_open(ctx, &header);
+    open || refuse(Counter::Isolated)
+}
+
+/// Why it is not.
+#[inline(always)]
+fn refuse(counter: Counter) -> bool {
+    count(counter);
+    false
+}
+
+#[inline(always)]
+fn task<'a>(ctx: &TcContext) -> Option<&'a TaskPort> {
+    // SAFETY: the kernel gives every program a valid context; the value is plain integers, and an
+    // entry replaced meanwhile is as good.
+    unsafe { TASK_PORTS.get((*ctx.skb.skb).ifindex) }
+}
+
+/// Whether an ARP message names the task as its sender.
+#[inline(always)]
+fn sends_as_itself(ctx: &TcContext, task: &TaskPort) -> bool {
+    let itself = at::<Arp>(ctx, size_of::<Ethernet>()).is_some_and(|arp| {
+        let [high, low] = arp.sender;
+        let word = u32::from(high) | u32::from(low) << 16;
+        Mac::new(arp.sender_mac) == task.mac && Address::from_ipv4_word(word) == task.address
+    });
+    itself || refuse(Counter::Spoofed)
+}
+
+/// Solicitations and advertisements of neighbours (RFC 4861).
+#[inline(always)]
+fn is_neighbour_discovery(ctx: &TcContext, header: &Header) -> bool {
+    const SOLICITATION: u8 = 135;
+    const ADVERTISEMENT: u8 = 136;
+    header.protocol == ICMPV6
+        && at::<Icmp>(ctx, header.end)
+            .is_some_and(|icmp| icmp.kind == SOLICITATION || icmp.kind == ADVERTISEMENT)
+}
+
+/// Whether an IPv6 address is the link's alone, or none yet.
+#[inline(always)]
+fn is_local(address: Address) -> bool {
+    const LINK_LOCAL: u32 = 0xfe80_0000_u32.to_be();
+    const LINK_LOCAL_MASK: u32 = 0xffc0_0000_u32.to_be();
+    address == Address::UNSPECIFIED_V6 || address.words()[0] & LINK_LOCAL_MASK == LINK_LOCAL
+}
+
+/// Not one for many: those reach every task of the bridge.
+#[inline(always)]
+fn is_unicast(address: Address) -> bool {
+    const MULTICAST_V4: u32 = 0xe000_0000;
+    const MULTICAST_V6: u32 = 0xff00_0000;
+    match address.ipv4_word() {
+        // With the reserved addresses above them, the broadcast address among those.
+        Some(word) => u32::from_be(word) < MULTICAST_V4,
+        None => u32::from_be(address.words()[0]) < MULTICAST_V6,
+    }
+}
+
+/// Whether it goes to a published target, comes from one, or is an error about such a packet.
+#[inline(always)]
+fn is_open(ctx: &TcContext, header: &Header) -> bool {
+    if header.later {
+        return true;
+    }
+    if header.protocol != ICMP && header.protocol != ICMPV6 {
+        return is_published(ctx, header);
+    }
+    let Some(icmp) = at::<Icmp>(ctx, header.end) else {
+        return false;
+    };
+    let inner = header.end + size_of::<Icmp>();
+    let inner = match (header.protocol, icmp.kind) {
+        // Unreachable, time exceeded, parameter problem (RFC 792).
+        (ICMP, 3 | 11 | 12) => ipv4(ctx, inner),
+        // Unreachable, too big, time exceeded, parameter problem (RFC 4443).
+        (ICMPV6, 1..=4) => ipv6(ctx, inner),
+        // Who sees a neighbour resolves it by its global address too.
+        (ICMPV6, 135 | 136) => return true,
+        _ => None,
+    };
+    inner.is_some_and(|inner| inner.source == header.destination && is_published(ctx, &inner))
+}
+
+#[inline(always)]
+fn is_published(ctx: &TcContext, header: &Header) -> bool {
+    const TCP: u8 = Protocol::Tcp as u8;
+    const UDP: u8 = Protocol::Udp as u8;
+    const SCTP: u8 = Protocol::Sctp as u8;
+    if !matches!(header.protocol, TCP | UDP | SCTP) {
+        return false;
+    }
+    let Some(ports) = at::<Ports>(ctx, header.end) else {
+        return false;
+    };
+    let is_target = |address, port| {
+        let key = PublishedKey::from_wire(address, port, header.protocol);
+        TARGETS.get_ptr(key).is_some()
+    };
+    is_target(header.destination, ports.destination) || is_target(header.source, ports.source)
+}
+
+#[inline(always)]
+fn ipv4(ctx: &TcContext, offset: usize) -> Option<Header> {
+    const LATER: u16 = 0x1fff_u16.to_be();
+    let header = at::<Ipv4Header>(ctx, offset)?;
+    Some(Header {
+        source: Address::from_ipv4_word(header.source),
+        destination: Address::from_ipv4_word(header.destination),
+        protocol: header.protocol,
+        later: header.fragment & LATER != 0,
+        end: offset + usize::from(header.version_and_length & 0x0f) * 4,
+    })
+}
+
+/// Extension headers are not walked: what has some is open to nobody.
+#[inline(always)]
+fn ipv6(ctx: &TcContext, offset: usize) -> Option<Header> {
+    let header = at::<Ipv6Header>(ctx, offset)?;
+    Some(Header {
+        source: Address::from_words(header.source),
+        destination: Address::from_words(header.destination),
+        protocol: header.next,
+        later: false,
+        end: offset + size_of::<Ipv6Header>(),
+    })
+}
+
+/// The `T` at `offset` bytes of the packet, pulled into its linear part where it is not in that.
+/// Valid until the next call.
+#[inline(always)]
+fn at<'a, T>(ctx: &TcContext, offset: usize) -> Option<&'a T> {
+    let reach = || {
+        let start = ctx.data() + offset;
+        // SAFETY: the end is compared with the packet's; aligned as far as this architecture cares,
+        // the verifier refuses the load otherwise.
+        (start + size_of::<T>() <= ctx.data_end()).then(|| unsafe { &*(start as *const T) })
+    };
+    reach().or_else(|| {
+        ctx.pull_data(LOOKED_AT.min(ctx.len())).ok()?;
+        reach()
+    })
+}
+
+const _: () = assert!(size_of::<Ethernet>() == 14 && size_of::<Ipv6Header>() == 40);
+const _: () = assert!(offset_of!(Arp, sender) == 14);
