@@ -20,6 +20,12 @@ use crate::workspace::Workspace;
 pub(crate) enum BenchCommand {
     /// The routing mesh: ours, Docker's and plain VXLAN forwarding, in turn.
     Mesh(MeshArgs),
+    /// The mesh's eBPF programs: nanoseconds a packet on this machine's kernel (needs root).
+    Ebpf {
+        /// Write the figures to this file.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 /// `cargo xtask bench mesh ...`.
@@ -49,6 +55,7 @@ pub(crate) struct MeshArgs {
 pub(crate) fn run(workspace: &Workspace, command: &BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Mesh(args) => mesh(workspace, args),
+        BenchCommand::Ebpf { json } => crate::ebpf::bench(json.as_deref()),
     }
 }
 

@@ -61,6 +61,24 @@ pub(crate) fn run(args: EbpfArgs) -> Result<()> {
     }
 }
 
+/// Runs `cargo xtask bench ebpf`: the agent measures, for it alone knows the programs and their
+/// maps.
+pub(crate) fn bench(json: Option<&Path>) -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask is not inside the repository")?;
+    // The agent is started in the repository's directory.
+    let json = json
+        .map(|path| std::path::absolute(path).context("no current directory"))
+        .transpose()?;
+    let mut arguments = vec!["bench".to_owned()];
+    if let Some(path) = &json {
+        arguments.extend(["--json".to_owned(), path.display().to_string()]);
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    agent(root, &arguments)
+}
+
 /// Builds the object if its sources have changed since, and gives its path. `root` is the
 /// repository's.
 pub(crate) fn build(root: &Path) -> Result<PathBuf> {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use aya::programs::ProgramInfo;
 use nix::net::if_::if_nametoindex;
 
-use super::{Mesh, Program, ServiceStats, SocketProgram};
+use super::{Mesh, Program, ServiceStats, SocketProgram, bench};
 
 /// Arguments of `swarm-agent ebpf`.
 #[derive(Debug, clap::Args)]
@@ -36,6 +36,15 @@ enum Verb {
     Verify,
     /// Print what the programs that use the maps there have counted
     Counters,
+    /// Measure what a packet costs in each tc program, in nanoseconds
+    Bench {
+        /// Write the figures to this file
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Samples of each program, of 100,000 packets each
+        #[arg(long, default_value_t = 11)]
+        samples: usize,
+    },
 }
 
 /// Runs `swarm-agent ebpf ...`. A program that the kernel refuses is an error with the verifier's
@@ -46,6 +55,7 @@ pub(crate) fn run(args: &EbpfArgs) -> Result<()> {
         Verb::Unload { iface } => unload(&args.pin_dir, iface),
         Verb::Verify => verify(&args.pin_dir),
         Verb::Counters => counters(&args.pin_dir),
+        Verb::Bench { json, samples } => bench::run(&args.pin_dir, json.as_ref(), *samples),
     }
 }
 

@@ -13,6 +13,7 @@
 //! (one mechanism for every kernel from 6.1, visible to `tc filter show`), cleaning up behind an
 //! agent that has left the swarm beyond [`Mesh::remove_pins`].
 
+mod bench;
 mod bpffs;
 mod cgroup;
 pub(crate) mod command;

@@ -4,6 +4,7 @@
 //! Without root they print SKIP; with `SWARM_TEST_REQUIRE_KERNEL=1` a skip is a failure.
 
 mod attachment;
+mod bench;
 mod both_versions;
 mod frame;
 mod isolation;
