@@ -132,6 +132,12 @@ impl Cache {
     }
 }
 
+/// Whether `raft_id` was a member when the snapshot was taken.
+pub(super) fn takes_part(snapshot: &SnapshotMetadata, raft_id: u64) -> bool {
+    let members = snapshot.get_conf_state();
+    members.voters.contains(&raft_id) || members.learners.contains(&raft_id)
+}
+
 fn size(entry: &Entry) -> usize {
     entry.data.len() + entry.context.len()
 }
@@ -190,8 +196,9 @@ impl Storage for Cache {
     }
 
     /// Without the state: whoever sends it takes that from the log.
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        if request_index > self.snapshot.index {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // A member ignores a snapshot in which it does not take part; a newer one is on its way.
+        if request_index > self.snapshot.index || !takes_part(&self.snapshot, to) {
             return Err(StorageError::SnapshotTemporarilyUnavailable.into());
         }
         let mut snapshot = Snapshot::default();

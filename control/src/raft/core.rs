@@ -1,10 +1,14 @@
 //! A pure driver over raft-rs: time, proposals and messages in; what to write, send and apply out.
 
-use raft::eraftpb::{ConfState, Entry, HardState, Message, Snapshot, SnapshotMetadata};
-use raft::{RawNode, Ready, StateRole};
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message as _;
+use raft::eraftpb::{ConfChange, ConfChangeType, ConfState, Entry, HardState, Message};
+use raft::eraftpb::{Snapshot, SnapshotMetadata};
+use raft::{ProgressState, RawNode, Ready, SnapshotStatus, StateRole};
 
 use super::cache::Cache;
-use super::record::{PositionRecord, SnapshotRecord};
+use super::record::{MemberAction, MemberChangeRecord, PositionRecord, SnapshotRecord};
 use super::slog_drain;
 
 /// Ticks of silence after which a follower asks for votes, at least; raft-rs draws up to twice as
@@ -12,6 +16,11 @@ use super::slog_drain;
 const ELECTION_TICKS: usize = 10;
 /// Ticks between two heartbeats of a leader.
 const HEARTBEAT_TICKS: usize = 1;
+/// Ticks without a message after which a member counts as unreachable: several heartbeats of a
+/// leader, and, while nobody leads, the longest time between two requests for votes and their answers.
+const REACHABLE_TICKS: u64 = 40;
+/// Entries that a learner may lack when it is given its vote. It has them within a round trip.
+const CAUGHT_UP_ENTRIES: u64 = 64;
 /// Most bytes of entries in one message to a follower, the first entry aside.
 const MAX_MESSAGE_BYTES: u64 = 1024 * 1024;
 /// Most messages on their way to one follower.
@@ -25,6 +34,10 @@ const MAX_COMMITTED_BYTES: u64 = 16 * 1024 * 1024;
 pub(super) struct Core {
     raw: RawNode<Cache>,
     applied: PositionRecord,
+    /// Ticks so far.
+    ticks: u64,
+    /// The tick at which a member was last heard.
+    heard: BTreeMap<u64, u64>,
 }
 
 /// What one step of Raft writes, all of it or nothing.
@@ -64,8 +77,10 @@ pub(super) struct Step<'a> {
 pub(super) enum Refused {
     /// Another member leads, or none.
     NotLeader,
-    /// Too much is on its way, or leadership is being handed over.
+    /// Too much is on its way, another change of members is, or leadership is being handed over.
     Busy,
+    /// The change of members does not fit those there are.
+    Members,
 }
 
 impl Core {
@@ -89,12 +104,19 @@ impl Core {
             ..raft::Config::new(raft_id)
         };
         let raw = RawNode::new(&config, cache, &slog_drain::logger())?;
-        Ok(Self { raw, applied })
+        Ok(Self {
+            raw,
+            applied,
+            ticks: 0,
+            heard: BTreeMap::new(),
+        })
     }
 
     /// Lets one tick of time pass.
     pub(super) fn tick(&mut self) {
+        self.ticks += 1;
         self.raw.tick();
+        self.give_vote();
     }
 
     /// Asks for votes now instead of after an election timeout.
@@ -103,15 +125,47 @@ impl Core {
     }
 
     /// Takes a message from another member.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "the transport between managers will call it; tests do now"
-        )
-    )]
+    ///
+    /// # Errors
+    /// When raft-rs has no use for it; nothing has changed then.
     pub(super) fn receive(&mut self, message: Message) -> raft::Result<()> {
+        let from = message.from;
+        if self.raw.raft.prs().get(from).is_some() {
+            self.heard.insert(from, self.ticks);
+        }
         self.raw.step(message)
+    }
+
+    /// Takes note that a message to `raft_id` could not be delivered.
+    pub(super) fn unreachable(&mut self, raft_id: u64) {
+        self.raw.report_unreachable(raft_id);
+    }
+
+    /// Takes note of what became of the snapshot that was sent to `raft_id`. Until this is called
+    /// nothing more is sent to it.
+    pub(super) fn snapshot_sent(&mut self, raft_id: u64, arrived: bool) {
+        let status = if arrived {
+            SnapshotStatus::Finish
+        } else {
+            SnapshotStatus::Failure
+        };
+        self.raw.report_snapshot(raft_id, status);
+    }
+
+    /// Lets the member lead that has most of the log, of those that are heard. It has happened when
+    /// this one no longer leads; after an election timeout it has failed.
+    pub(super) fn hand_over(&mut self) {
+        let reachable = self.reachable();
+        let members = self.members();
+        let progress = self.raw.raft.prs();
+        let next = (members.voters.into_iter())
+            .filter(|id| *id != self.raw.raft.id && reachable.contains(id))
+            .max_by_key(|id| progress.get(*id).map(|it| it.matched));
+        if let Some(next) = next
+            && self.is_leader()
+        {
+            self.raw.transfer_leader(next);
+        }
     }
 
     /// Puts `data` at the end of the log, if this member leads.
@@ -123,6 +177,71 @@ impl Core {
         self.raw
             .propose(Vec::new(), data)
             .map_err(|_dropped| Refused::Busy)
+    }
+
+    /// Puts a change of members at the end of the log, if this member leads; `batch` is applied in
+    /// the same moment.
+    pub(super) fn propose_member(
+        &mut self,
+        action: MemberAction,
+        raft_id: u64,
+        batch: Vec<u8>,
+    ) -> Result<(), Refused> {
+        if !self.is_leader() {
+            return Err(Refused::NotLeader);
+        }
+        // raft-rs would make an empty entry of a second change, and nobody would hear of it.
+        if self.raw.raft.has_pending_conf() || self.raw.raft.lead_transferee.is_some() {
+            return Err(Refused::Busy);
+        }
+        let members = self.members();
+        let voter = members.voters.contains(&raft_id);
+        let learner = members.learners.contains(&raft_id);
+        let fits = match action {
+            MemberAction::AddLearner => !voter && !learner && raft_id != raft::INVALID_ID,
+            MemberAction::MakeVoter => learner,
+            MemberAction::Remove => learner || (voter && members.voters.len() > 1),
+        };
+        if !fits {
+            return Err(Refused::Members);
+        }
+        let record = MemberChangeRecord {
+            action: action as i32,
+            raft_id,
+            batch: batch.into(),
+        };
+        self.raw
+            .propose_conf_change(record.encode_to_vec(), conf_change(action, raft_id))
+            .map_err(|_dropped| Refused::Busy)
+    }
+
+    /// Carries out a change of members that is committed. To be called before [`Core::applied`].
+    pub(super) fn apply_member(&mut self, action: MemberAction, raft_id: u64) -> raft::Result<()> {
+        self.raw.apply_conf_change(&conf_change(action, raft_id))?;
+        if action == MemberAction::Remove {
+            self.heard.remove(&raft_id);
+        }
+        Ok(())
+    }
+
+    /// Lets a learner vote that has caught up.
+    fn give_vote(&mut self) {
+        if !self.is_caught_up_leader() {
+            return;
+        }
+        let raft = &self.raw.raft;
+        let last = raft.raft_log.last_index();
+        let ready = self.members().learners.into_iter().find(|id| {
+            raft.prs().get(*id).is_some_and(|it| {
+                it.recent_active
+                    && it.state == ProgressState::Replicate
+                    && it.matched + CAUGHT_UP_ENTRIES >= last
+            })
+        });
+        if let Some(raft_id) = ready {
+            // When it is refused, another tick comes.
+            let _ = self.propose_member(MemberAction::MakeVoter, raft_id, Vec::new());
+        }
     }
 
     /// The next step, until there is none.
@@ -172,6 +291,17 @@ impl Core {
         self.raw.raft.prs().conf().to_conf_state()
     }
 
+    /// The members heard a moment ago, and this one.
+    pub(super) fn reachable(&self) -> BTreeSet<u64> {
+        let members = self.members();
+        let recent = |id: &u64| {
+            *id == self.raw.raft.id
+                || (self.heard.get(id)).is_some_and(|at| self.ticks - at <= REACHABLE_TICKS)
+        };
+        let ids = members.voters.into_iter().chain(members.learners);
+        ids.filter(recent).collect()
+    }
+
     /// Whether this member alone votes.
     pub(super) fn is_alone(&self) -> bool {
         self.members().voters == [self.raw.raft.id] && self.members().voters_outgoing.is_empty()
@@ -194,6 +324,19 @@ impl Core {
     /// The leader, if known.
     pub(super) fn leader_id(&self) -> Option<u64> {
         Some(self.raw.raft.leader_id).filter(|id| *id != raft::INVALID_ID)
+    }
+}
+
+/// A change of members in raft-rs's words.
+fn conf_change(action: MemberAction, raft_id: u64) -> ConfChange {
+    ConfChange {
+        change_type: match action {
+            MemberAction::AddLearner => ConfChangeType::AddLearnerNode,
+            MemberAction::MakeVoter => ConfChangeType::AddNode,
+            MemberAction::Remove => ConfChangeType::RemoveNode,
+        },
+        node_id: raft_id,
+        ..ConfChange::default()
     }
 }
 

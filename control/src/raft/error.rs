@@ -18,9 +18,6 @@ pub(crate) enum StartError {
     /// The log is whole, but what it says cannot be carried out.
     #[error("cannot carry out what the log says")]
     Node(#[from] NodeError),
-    /// The log has other members, and this version has no way to reach them.
-    #[error("the log names other managers, which this version cannot reach: upgrade this manager")]
-    OtherMembers,
     /// The thread could not be started.
     #[error("cannot start the thread of the log")]
     Thread(#[source] std::io::Error),
@@ -53,11 +50,14 @@ pub(crate) enum NodeError {
         #[source]
         source: CodecError,
     },
-    /// An entry that changes the members, which this version never writes.
-    #[error("entry {index} of the log changes the managers: upgrade this manager")]
-    MembershipChange {
+    /// An entry that changes the members, and that this version cannot read.
+    #[error("cannot read the change of managers in entry {index} of the log")]
+    MemberChange {
         /// Its index.
         index: u64,
+        /// What is wrong with it.
+        #[source]
+        source: RecordError,
     },
     /// The thread ended without saying why: a bug, of which it printed the trace.
     #[error("the thread of the log panicked")]

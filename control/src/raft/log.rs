@@ -198,6 +198,21 @@ impl Log {
         Ok(recovered)
     }
 
+    /// Starts the log of a member that joins, and that is sent everything by those that are there.
+    /// Refuses where there is a log already.
+    pub(super) fn join(&self, raft_id: u64) -> Result<(), LogError> {
+        self.bootstrap(raft_id, &SnapshotRecord::default())
+    }
+
+    /// The newest snapshot, with the state.
+    pub(super) fn snapshot(&self) -> Result<SnapshotRecord, LogError> {
+        let read = || -> Result<SnapshotRecord, ReadError> {
+            let transaction = self.database.begin_read()?;
+            get(&transaction.open_table(META_TABLE)?, SNAPSHOT)
+        };
+        read().map_err(|source| self.read_error(source))
+    }
+
     /// Writes one step of Raft.
     pub(super) fn write(&self, write: &Write) -> Result<(), LogError> {
         let Write {

@@ -3,17 +3,20 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use prost::Message as _;
 use prost::bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message};
 
-use super::cache::Cache;
+use super::cache::{Cache, takes_part};
 use super::core::{Core, Refused, Write, first_snapshot};
 use super::error::{NodeError, StartError};
 use super::log::{Log, Recovered};
-use super::record::{MembersRecord, PositionRecord, SnapshotRecord};
+use super::record::{
+    MemberAction, MemberChangeRecord, MembersRecord, PositionRecord, RecordError, SnapshotRecord,
+};
 use crate::store::{
-    Change, Leadership, Proposal, ProposeError, Replica, State, Unavailable, decode_batch,
-    decode_snapshot, encode_batch, encode_snapshot,
+    Change, Leadership, MemberChange, Members, Proposal, ProposeError, Replica, State, Unavailable,
+    decode_batch, decode_snapshot, encode_batch, encode_snapshot,
 };
 
 /// Entries after which a snapshot is taken (swarmkit's `SnapshotInterval`).
@@ -104,16 +107,28 @@ impl Member {
         Ok(self.core.campaign()?)
     }
 
-    /// Takes a message from another member.
-    #[cfg(test)]
-    pub(super) fn receive(&mut self, message: Message) -> Result<(), NodeError> {
-        Ok(self.core.receive(message)?)
+    /// Takes a message from another member, a snapshot with its state.
+    pub(super) fn receive(&mut self, message: Message) {
+        let (from, kind) = (message.from, message.msg_type);
+        if let Err(error) = self.core.receive(message) {
+            // One that came too late, or from a member that is none any more.
+            tracing::debug!(from, ?kind, %error, "a message of no use");
+        }
     }
 
-    /// The state of the newest snapshot, as its bytes on disk.
-    #[cfg(test)]
-    pub(super) fn snapshot_state(&self) -> Bytes {
-        self.log.recover().expect("the log is whole").snapshot.state
+    /// Takes note that a message to `raft_id` could not be delivered.
+    pub(super) fn unreachable(&mut self, raft_id: u64) {
+        self.core.unreachable(raft_id);
+    }
+
+    /// Takes note of what became of the snapshot that was sent to `raft_id`.
+    pub(super) fn snapshot_sent(&mut self, raft_id: u64, arrived: bool) {
+        self.core.snapshot_sent(raft_id, arrived);
+    }
+
+    /// Lets another member lead, if this one does.
+    pub(super) fn hand_over(&mut self) {
+        self.core.hand_over();
     }
 
     /// Puts a proposal into the log, or finishes it with the reason why not.
@@ -123,10 +138,20 @@ impl Member {
             bytes,
             proposal,
         } = encoded;
-        let outcome = if proposal.term == self.core.term() {
-            self.core.propose(bytes)
-        } else {
+        let outcome = if proposal.term != self.core.term() {
             Err(Refused::NotLeader)
+        } else {
+            match proposal.member {
+                None => self.core.propose(bytes),
+                Some(MemberChange::Add(raft_id)) => {
+                    let action = MemberAction::AddLearner;
+                    self.core.propose_member(action, raft_id, bytes)
+                }
+                Some(MemberChange::Remove(raft_id)) => {
+                    let action = MemberAction::Remove;
+                    self.core.propose_member(action, raft_id, bytes)
+                }
+            }
         };
         match outcome {
             Ok(()) => {
@@ -140,6 +165,7 @@ impl Member {
                 let leader = self.core.leader_id();
                 proposal.finish(Err(ProposeError::NotLeader { leader }));
             }
+            Err(Refused::Members) => proposal.finish(Err(ProposeError::Members)),
         }
     }
 
@@ -166,8 +192,31 @@ impl Member {
             }
             self.publish();
         }
+        self.attach_states(&mut outbox)?;
         self.take_snapshot_if_due()?;
+        self.replica.set_members(self.members());
         Ok(outbox)
+    }
+
+    /// Puts the states into the snapshots that are to be sent.
+    fn attach_states(&self, outbox: &mut [Message]) -> Result<(), NodeError> {
+        for message in outbox.iter_mut().filter(|it| it.has_snapshot()) {
+            let snapshot = self.log.snapshot()?;
+            let outgoing = message.mut_snapshot();
+            // They were made from the cache, which is what the log holds.
+            *outgoing.mut_metadata() = snapshot.metadata();
+            outgoing.data = snapshot.state;
+        }
+        Ok(())
+    }
+
+    fn members(&self) -> Members {
+        let members = self.core.members();
+        Members {
+            voters: members.voters.into_iter().collect(),
+            learners: members.learners.into_iter().collect(),
+            reachable: self.core.reachable(),
+        }
     }
 
     /// Writes what is only known, so that the next start finds the state where this one left it.
@@ -181,15 +230,17 @@ impl Member {
 
     fn apply(&mut self, entry: Entry) -> Result<(), NodeError> {
         let index = entry.index;
-        if entry.entry_type != EntryType::EntryNormal {
-            return Err(NodeError::MembershipChange { index });
-        }
-        // A new leader's first entry is empty.
-        let (id, changes) = if entry.data.is_empty() {
+        let batch = if entry.entry_type == EntryType::EntryNormal {
+            entry.data
+        } else {
+            self.apply_member(index, &entry.context)?
+        };
+        // A new leader's first entry is empty, and so is one that gives a member its vote.
+        let (id, changes) = if batch.is_empty() {
             (None, Vec::new())
         } else {
             let (id, changes) =
-                decode_batch(&entry.data).map_err(|source| NodeError::Entry { index, source })?;
+                decode_batch(&batch).map_err(|source| NodeError::Entry { index, source })?;
             (Some(id), changes)
         };
         self.replica.apply(index, changes);
@@ -201,6 +252,17 @@ impl Member {
             proposal.finish(Ok(()));
         }
         Ok(())
+    }
+
+    /// Carries a change of members out; gives the batch that belongs to it.
+    fn apply_member(&mut self, index: u64, context: &[u8]) -> Result<Bytes, NodeError> {
+        let unreadable = |source| NodeError::MemberChange { index, source };
+        let record = MemberChangeRecord::decode(context)
+            .map_err(|source| unreadable(RecordError::Decode(source)))?;
+        let action = record.action().map_err(unreadable)?;
+        self.core.apply_member(action, record.raft_id)?;
+        tracing::info!(raft_id = record.raft_id, ?action, "the managers changed");
+        Ok(record.batch)
     }
 
     fn publish(&mut self) {
@@ -217,13 +279,22 @@ impl Member {
         }
     }
 
+    /// Whether there is a member that the newest snapshot does not know, and that would refuse it.
+    fn is_snapshot_wanted(&self) -> bool {
+        let members = self.core.members();
+        let snapshot = self.core.cache().snapshot_metadata();
+        let mut ids = members.voters.iter().chain(&members.learners);
+        self.core.is_leader() && ids.any(|id| !takes_part(snapshot, *id))
+    }
+
     fn take_snapshot_if_due(&mut self) -> Result<(), NodeError> {
         let cache = self.core.cache();
         let applied = self.core.applied_position();
         let entries = applied.index - cache.snapshot_metadata().index;
-        if entries == 0
-            || (entries < self.snapshot_interval && cache.bytes_since_snapshot() < SNAPSHOT_BYTES)
-        {
+        let due = entries >= self.snapshot_interval
+            || cache.bytes_since_snapshot() >= SNAPSHOT_BYTES
+            || self.is_snapshot_wanted();
+        if entries == 0 || !due {
             return Ok(());
         }
         let snapshot = SnapshotRecord {

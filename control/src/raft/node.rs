@@ -1,4 +1,8 @@
 //! The thread that runs a member: it gives it a clock and a queue, and tells how it ended.
+//!
+//! What the member wants sent comes out of [`Node::take_outgoing`]; what others sent goes in through
+//! [`Inbox`]. Both queues are bounded. A message that finds no room is lost, as one on the network
+//! may be: Raft sends again what matters.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,7 +11,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use raft::eraftpb::Message;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
 
 use super::error::{NodeError, StartError};
 use super::log::Log;
@@ -21,9 +27,16 @@ const TICK: Duration = Duration::from_millis(100);
 /// Most ticks made up for after the thread could not run, on a suspended machine for one: as many
 /// as a leader needs to find out that its followers are gone.
 const MAX_MISSED_TICKS: u32 = 10;
-/// Most inputs waiting for the thread. A store has one update on its way at a time, so this is
-/// never filled by updates alone.
-const QUEUE_LENGTH: usize = 16;
+/// Most inputs waiting for the thread. A store has one update on its way at a time; the rest are
+/// messages of at most six other managers, each of about a megabyte at most.
+const QUEUE_LENGTH: usize = 64;
+/// Messages waiting for the transport, which only sorts them into queues of its own: a step of Raft
+/// makes a few for each of six others.
+const OUTGOING_LENGTH: usize = 1024;
+/// Pause before a message that found no room is tried again: a write to a busy disk.
+const ROOM_PAUSE: Duration = Duration::from_millis(5);
+/// How often it is tried. A member that does not take it for so long is as good as down.
+const ROOM_TRIES: u32 = 200;
 
 /// Where a log is.
 #[derive(Clone, Debug)]
@@ -39,10 +52,18 @@ pub(crate) struct Node {
     inputs: SyncSender<Input>,
     stop: Arc<AtomicBool>,
     ended: oneshot::Receiver<Result<(), NodeError>>,
+    outgoing: Option<mpsc::Receiver<Message>>,
 }
 
 enum Input {
     Propose(Encoded),
+    Receive(Box<Message>),
+    Unreachable(u64),
+    SnapshotSent {
+        raft_id: u64,
+        arrived: bool,
+    },
+    HandOver,
     /// Look whether to stop.
     Wake,
 }
@@ -63,8 +84,20 @@ impl Node {
         Self::start(log)
     }
 
-    /// Runs the log that is in `config.dir`. The store holds all that was ever acknowledged, and
-    /// leads already. Blocks while the log is read and for a few writes to the disk.
+    /// Makes a new log of the member `raft_id`, which the other members will send everything, and
+    /// runs it. The store is empty until they do. Blocks for a few writes to the disk.
+    ///
+    /// # Errors
+    /// [`super::LogError::Exists`] where there is a log; nothing is changed then.
+    pub(crate) fn join(config: &Config, raft_id: u64) -> Result<(Store, Self), StartError> {
+        let log = Log::open_or_create(&config.dir)?;
+        log.join(raft_id)?;
+        Self::start(log)
+    }
+
+    /// Runs the log that is in `config.dir`. The store holds all that this member has written down
+    /// and knows to be committed; that of a lone member leads already. Blocks while the log is read
+    /// and for a few writes to the disk.
     ///
     /// # Errors
     /// [`super::LogError::Missing`] where there is no log, [`super::LogError::Locked`] while
@@ -78,20 +111,22 @@ impl Node {
         let raft_id = recovered.raft_id;
         let replica = Arc::new(Replica::default());
         let mut member = Member::new(log, recovered, Arc::clone(&replica), SNAPSHOT_INTERVAL)?;
-        if !member.is_alone() {
-            return Err(StartError::OtherMembers);
-        }
         // Here rather than on the thread, so that the caller gets a store that is as full as the
-        // log and leads: there is nobody whose vote, or silence, would have to be waited for.
+        // log and, where this member is alone, leads: there is nobody whose vote, or silence, would
+        // have to be waited for. Nothing is sent before time passes, so nothing is lost either.
         member.run()?;
-        member.campaign()?;
-        member.run()?;
+        if member.is_alone() {
+            member.campaign()?;
+            member.run()?;
+        }
+        let (outbox, outgoing) = mpsc::channel(OUTGOING_LENGTH);
         let (inputs, queue) = sync_channel(QUEUE_LENGTH);
         let (end, ended) = oneshot::channel();
         let stop = Arc::new(AtomicBool::new(false));
         let thread = Thread {
             member,
             queue,
+            outbox,
             stop: Arc::clone(&stop),
             resign: Resign(Arc::clone(&replica)),
         };
@@ -108,6 +143,7 @@ impl Node {
             inputs,
             stop,
             ended,
+            outgoing: Some(outgoing),
         };
         Ok((Store::new(replica, Arc::new(backend)), node))
     }
@@ -115,6 +151,20 @@ impl Node {
     /// This member's number in Raft.
     pub(crate) fn raft_id(&self) -> u64 {
         self.raft_id
+    }
+
+    /// What this member wants sent to others, in order; none the second time. While nobody takes it
+    /// from there, the newest are lost.
+    pub(super) fn take_outgoing(&mut self) -> Option<mpsc::Receiver<Message>> {
+        self.outgoing.take()
+    }
+
+    /// Where what others sent goes in.
+    pub(super) fn inbox(&self) -> Inbox {
+        Inbox {
+            raft_id: self.raft_id,
+            inputs: self.inputs.clone(),
+        }
     }
 
     /// Waits until the node has ended, which by itself it only does when something is wrong. The
@@ -140,6 +190,52 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.request_stop();
+    }
+}
+
+/// Gives a member what comes from others. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Inbox {
+    raft_id: u64,
+    inputs: SyncSender<Input>,
+}
+
+/// The member takes nothing: it has ended, or its disk is stuck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this manager's log takes no messages: see the manager's own log for the cause")]
+pub(super) struct Stuck;
+
+impl Inbox {
+    /// The member's number.
+    pub(super) fn raft_id(&self) -> u64 {
+        self.raft_id
+    }
+
+    /// Gives it a message. Waits for room, so that the sender is slowed down, not for its effect.
+    pub(super) async fn receive(&self, message: Message) -> Result<(), Stuck> {
+        self.give(Input::Receive(Box::new(message))).await
+    }
+
+    /// Tells it that a message to `raft_id` was not delivered. Not worth waiting for.
+    pub(super) fn unreachable(&self, raft_id: u64) {
+        let _ = self.inputs.try_send(Input::Unreachable(raft_id));
+    }
+
+    /// Tells it whether the snapshot to `raft_id` arrived.
+    pub(super) async fn snapshot_sent(&self, raft_id: u64, arrived: bool) -> Result<(), Stuck> {
+        self.give(Input::SnapshotSent { raft_id, arrived }).await
+    }
+
+    async fn give(&self, mut input: Input) -> Result<(), Stuck> {
+        for _ in 0..ROOM_TRIES {
+            match self.inputs.try_send(input) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Disconnected(_)) => return Err(Stuck),
+                Err(TrySendError::Full(back)) => input = back,
+            }
+            sleep(ROOM_PAUSE).await;
+        }
+        Err(Stuck)
     }
 }
 
@@ -188,11 +284,17 @@ impl Backend for RaftBackend {
                 .finish(Err(ProposeError::Unavailable(cause)));
         }
     }
+
+    fn hand_over(&self) {
+        // Whoever wants it watches the leadership, and asks again.
+        let _ = self.inputs.try_send(Input::HandOver);
+    }
 }
 
 struct Thread {
     member: Member,
     queue: Receiver<Input>,
+    outbox: mpsc::Sender<Message>,
     stop: Arc<AtomicBool>,
     resign: Resign,
 }
@@ -216,14 +318,21 @@ impl Thread {
         let Self {
             mut member,
             queue,
+            outbox,
             stop,
             resign: _resign,
         } = self;
         let mut next_tick = Instant::now() + TICK;
         while !stop.load(Ordering::Acquire) {
             match queue.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
-                Ok(Input::Propose(encoded)) => member.propose(encoded),
-                Ok(Input::Wake) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(input) => {
+                    take(&mut member, input);
+                    // What came meanwhile shares the write to the disk.
+                    for input in queue.try_iter().take(QUEUE_LENGTH) {
+                        take(&mut member, input);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
                 // The node and every store are gone.
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -236,9 +345,29 @@ impl Thread {
                 next_tick += TICK;
             }
             next_tick = next_tick.max(now);
-            // Alone in Raft there is nobody to send to.
-            member.run()?;
+            for message in member.run()? {
+                // Without a transport, or one that keeps up, it is lost; Raft sends it again, but a
+                // snapshot only when it hears of it.
+                let lost = outbox
+                    .try_send(message)
+                    .err()
+                    .map(mpsc::error::TrySendError::into_inner);
+                if let Some(lost) = lost.filter(Message::has_snapshot) {
+                    member.snapshot_sent(lost.to, false);
+                }
+            }
         }
         member.close()
+    }
+}
+
+fn take(member: &mut Member, input: Input) {
+    match input {
+        Input::Propose(encoded) => member.propose(encoded),
+        Input::Receive(message) => member.receive(*message),
+        Input::Unreachable(raft_id) => member.unreachable(raft_id),
+        Input::SnapshotSent { raft_id, arrived } => member.snapshot_sent(raft_id, arrived),
+        Input::HandOver => member.hand_over(),
+        Input::Wake => {}
     }
 }

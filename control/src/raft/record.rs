@@ -77,6 +77,41 @@ pub(super) struct SnapshotRecord {
     pub(super) state: Bytes,
 }
 
+/// What an entry that changes the members means. It travels as the entry's context: raft-rs's own form
+/// of it, in the entry's data, is only ever read by raft-rs on the leader that made it.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub(super) struct MemberChangeRecord {
+    /// See [`MemberAction`].
+    #[prost(int32, tag = "1")]
+    pub(super) action: i32,
+    #[prost(uint64, tag = "2")]
+    pub(super) raft_id: u64,
+    /// `swarm.v1.ChangeBatch`, applied in the same moment; empty where nothing is.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(super) batch: Bytes,
+}
+
+/// What becomes of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MemberAction {
+    /// It gets the log, and has no vote.
+    AddLearner = 1,
+    /// The learner votes.
+    MakeVoter = 2,
+    /// It takes part no longer.
+    Remove = 3,
+}
+
+impl MemberChangeRecord {
+    pub(super) fn action(&self) -> Result<MemberAction, RecordError> {
+        use MemberAction::{AddLearner, MakeVoter, Remove};
+        [AddLearner, MakeVoter, Remove]
+            .into_iter()
+            .find(|action| *action as i32 == self.action)
+            .ok_or(RecordError::Action(self.action))
+    }
+}
+
 /// A record that cannot be what was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RecordError {
@@ -86,6 +121,8 @@ pub(crate) enum RecordError {
     Decode(#[source] prost::DecodeError),
     #[error("a log entry is of kind {0}, which this version does not know")]
     Kind(i32),
+    #[error("a change of managers is of kind {0}, which this version does not know")]
+    Action(i32),
 }
 
 /// The bytes kept for `record` under `key`.

@@ -241,6 +241,7 @@ pub(super) fn outcome<R>(result: Result<R, UpdateError<Refusal>>) -> Result<R, S
             UpdateError::Refused(refusal) => refusal.code(),
             UpdateError::NotLeader { .. } | UpdateError::Unavailable(_) => Code::Unavailable,
             UpdateError::TooLarge { .. } | UpdateError::Invalid(_) => Code::InvalidArgument,
+            UpdateError::Members => Code::Aborted,
         };
         Status::new(code, chain(&error))
     })

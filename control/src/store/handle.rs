@@ -1,5 +1,6 @@
 //! The store as the rest of a manager holds it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -24,6 +25,39 @@ pub(crate) struct Leadership {
     pub term: u64,
     /// Raft id of whoever leads, if known; it is `ManagerStatus::raft_id` of its node.
     pub leader_id: Option<u64>,
+}
+
+/// Who takes part in the log, as this manager knows it; by Raft ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Members {
+    /// Those whose acknowledgement counts, this manager included where it is one.
+    pub(crate) voters: BTreeSet<u64>,
+    /// Those that are still catching up.
+    pub(crate) learners: BTreeSet<u64>,
+    /// Members heard a moment ago, this manager always. Complete where this manager leads, or where
+    /// nobody does; a follower hears the leader only.
+    pub(crate) reachable: BTreeSet<u64>,
+}
+
+impl Members {
+    /// How many of `voters` voters make a majority.
+    pub(crate) fn quorum(voters: usize) -> usize {
+        voters / 2 + 1
+    }
+
+    /// Whether `raft_id` takes part.
+    pub(crate) fn contains(&self, raft_id: u64) -> bool {
+        self.voters.contains(&raft_id) || self.learners.contains(&raft_id)
+    }
+}
+
+/// What an update changes about who takes part in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MemberChange {
+    /// A new member. It votes as soon as it has caught up; until then it can hold nobody up.
+    Add(u64),
+    /// Takes part no longer.
+    Remove(u64),
 }
 
 /// Why an update did not happen, or is not known to have.
@@ -52,6 +86,9 @@ pub(crate) enum UpdateError<E> {
     /// A value that the log cannot hold; nothing was proposed.
     #[error("the update holds what the log cannot")]
     Invalid(#[source] CodecError),
+    /// A change of members that does not fit those there are; nothing was proposed.
+    #[error("the managers changed meanwhile: look at them again with `swarmctl node ls`")]
+    Members,
 }
 
 /// Why an update is not known to have happened.
@@ -78,6 +115,7 @@ pub(crate) enum ProposeError {
     Unavailable(Unavailable),
     TooLarge { size: usize, limit: usize },
     Invalid(CodecError),
+    Members,
 }
 
 impl<E> From<ProposeError> for UpdateError<E> {
@@ -87,6 +125,7 @@ impl<E> From<ProposeError> for UpdateError<E> {
             ProposeError::Unavailable(cause) => Self::Unavailable(cause),
             ProposeError::TooLarge { size, limit } => Self::TooLarge { size, limit },
             ProposeError::Invalid(cause) => Self::Invalid(cause),
+            ProposeError::Members => Self::Members,
         }
     }
 }
@@ -96,6 +135,8 @@ impl<E> From<ProposeError> for UpdateError<E> {
 pub(crate) struct Proposal {
     /// What to change.
     pub(crate) changes: Vec<Change>,
+    /// Who takes part from then on, where that changes with it.
+    pub(crate) member: Option<MemberChange>,
     /// The term in which the changes were made up; they mean nothing in another.
     pub(crate) term: u64,
     /// Where the outcome goes; who waits there may have left.
@@ -119,6 +160,9 @@ impl Proposal {
 pub(crate) trait Backend: Send + Sync {
     /// Takes a proposal, finishing it at once or later. Never blocks.
     fn propose(&self, proposal: Proposal);
+
+    /// Asks for another manager to lead in place of this one. Nothing happens where there is none.
+    fn hand_over(&self) {}
 }
 
 /// The state as this manager has it, shared between who applies and who reads.
@@ -127,6 +171,7 @@ pub(crate) struct Replica {
     state: RwLock<State>,
     applied: watch::Sender<u64>,
     leadership: watch::Sender<Leadership>,
+    members: watch::Sender<Members>,
 }
 
 impl Replica {
@@ -162,6 +207,19 @@ impl Replica {
 
     pub(crate) fn leadership(&self) -> Leadership {
         *self.leadership.borrow()
+    }
+
+    pub(crate) fn members(&self) -> Members {
+        self.members.borrow().clone()
+    }
+
+    /// Tells who watches, if it is news.
+    pub(crate) fn set_members(&self, members: Members) {
+        self.members.send_if_modified(|current| {
+            let news = *current != members;
+            *current = members;
+            news
+        });
     }
 }
 
@@ -223,6 +281,26 @@ impl Store {
         &self,
         f: impl FnOnce(&State) -> Result<(Vec<Change>, R), E>,
     ) -> Result<R, UpdateError<E>> {
+        self.submit(|state| f(state).map(|(changes, value)| (changes, None, value)))
+            .await
+    }
+
+    /// As [`Store::update`], and changes who takes part in the log in the same moment: every manager
+    /// sees both or neither.
+    ///
+    /// # Errors
+    /// As [`Store::update`]; [`Unavailable::Busy`] also while another such change is on its way.
+    pub(crate) async fn reconfigure<R, E>(
+        &self,
+        f: impl FnOnce(&State) -> Result<(Vec<Change>, Option<MemberChange>, R), E>,
+    ) -> Result<R, UpdateError<E>> {
+        self.submit(f).await
+    }
+
+    async fn submit<R, E>(
+        &self,
+        f: impl FnOnce(&State) -> Result<(Vec<Change>, Option<MemberChange>, R), E>,
+    ) -> Result<R, UpdateError<E>> {
         let deadline = Instant::now() + UPDATE_DEADLINE;
         let turn = timeout_at(deadline, Arc::clone(&self.turn).lock_owned())
             .await
@@ -233,13 +311,14 @@ impl Store {
             let leader = leadership.leader_id;
             return Err(UpdateError::NotLeader { leader });
         }
-        let (changes, value) = self.read(f).map_err(UpdateError::Refused)?;
-        if changes.is_empty() {
+        let (changes, member, value) = self.read(f).map_err(UpdateError::Refused)?;
+        if changes.is_empty() && member.is_none() {
             return Ok(value);
         }
         let (done, outcome) = oneshot::channel();
         self.backend.propose(Proposal {
             changes,
+            member,
             term: leadership.term,
             done,
             turn,
@@ -259,6 +338,17 @@ impl Store {
     /// Who leads, changing when that does.
     pub(crate) fn leadership(&self) -> watch::Receiver<Leadership> {
         self.replica.leadership.subscribe()
+    }
+
+    /// Who takes part in the log and who of them is heard, changing when that does.
+    pub(crate) fn members(&self) -> watch::Receiver<Members> {
+        self.replica.members.subscribe()
+    }
+
+    /// Asks for another manager to lead in place of this one; see [`Store::leadership`] for what
+    /// becomes of it. Nothing happens where there is none that could.
+    pub(crate) fn hand_over(&self) {
+        self.backend.hand_over();
     }
 }
 

@@ -1,8 +1,10 @@
 //! The log against a medium that fails, restarts, other members, and a clock.
 
+mod cluster;
 mod disk;
 mod file;
 mod member;
+mod members;
 mod node;
 mod peers;
 
@@ -13,7 +15,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::error::NodeError;
 use super::log::Log;
 use super::member::{Encoded, Member, bootstrap};
-use crate::store::{Change, Proposal, ProposeError, Replica, State, encode_batch};
+use crate::store::{Change, MemberChange, Proposal, ProposeError, Replica, State, encode_batch};
 use disk::Disk;
 
 /// Small, so that tests come past it often.
@@ -64,6 +66,10 @@ impl Running {
     }
 
     fn propose(&mut self, changes: &[Change]) -> Outcome {
+        self.reconfigure(changes, None)
+    }
+
+    fn reconfigure(&mut self, changes: &[Change], member: Option<MemberChange>) -> Outcome {
         let (done, outcome) = oneshot::channel();
         self.next_id += 1;
         let turn = Arc::new(Mutex::new(())).try_lock_owned().unwrap();
@@ -72,6 +78,7 @@ impl Running {
             bytes: encode_batch(self.next_id, changes).unwrap(),
             proposal: Proposal {
                 changes: Vec::new(),
+                member,
                 term: self.replica.leadership().term,
                 done,
                 turn,

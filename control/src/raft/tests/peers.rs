@@ -1,97 +1,12 @@
-//! Three members that exchange messages by hand: that the core is ready for a transport.
+//! Three members that exchange messages by hand.
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::MessageType;
 
 use super::super::log::Log;
-use super::super::record::{MembersRecord, SnapshotRecord};
+use super::cluster::Cluster;
 use super::*;
+use crate::store::Unavailable;
 use crate::store::testing::{node, node_id};
-use crate::store::{Unavailable, encode_snapshot};
-
-struct Cluster {
-    members: Vec<Running>,
-    /// Raft ids that are cut off.
-    cut: Vec<u64>,
-    /// Kinds of messages that are lost.
-    lost: Vec<MessageType>,
-}
-
-impl Cluster {
-    fn new() -> Self {
-        let snapshot = SnapshotRecord {
-            index: 1,
-            term: 1,
-            members: Some(MembersRecord {
-                voters: vec![1, 2, 3],
-                ..MembersRecord::default()
-            }),
-            state: encode_snapshot(&State::default()).into(),
-        };
-        let members = (1..=3).map(|raft_id| {
-            let disk = Disk::default();
-            let log = Log::with_backend(disk.clone()).unwrap();
-            log.bootstrap(raft_id, &snapshot).unwrap();
-            drop(log);
-            Running::open(disk).unwrap()
-        });
-        Self {
-            members: members.collect(),
-            cut: Vec::new(),
-            lost: Vec::new(),
-        }
-    }
-
-    fn member(&mut self, raft_id: u64) -> &mut Running {
-        &mut self.members[usize::try_from(raft_id).unwrap() - 1]
-    }
-
-    /// Carries messages until there are none.
-    fn settle(&mut self) {
-        loop {
-            let mut messages: Vec<Message> = Vec::new();
-            for running in &mut self.members {
-                messages.extend(running.member.run().unwrap());
-            }
-            messages.retain(|it| !self.cut.contains(&it.from) && !self.cut.contains(&it.to));
-            messages.retain(|it| !self.lost.contains(&it.msg_type));
-            if messages.is_empty() {
-                return;
-            }
-            for mut message in messages {
-                if message.has_snapshot() {
-                    let state = self.member(message.from).member.snapshot_state();
-                    message.mut_snapshot().data = state;
-                }
-                self.member(message.to).member.receive(message).unwrap();
-            }
-        }
-    }
-
-    fn tick(&mut self, ticks: usize) {
-        for _ in 0..ticks {
-            for running in &mut self.members {
-                running.member.tick();
-            }
-            self.settle();
-        }
-    }
-
-    fn leader(&self) -> Option<u64> {
-        let mut leaders = (1..).zip(&self.members).filter(|(raft_id, running)| {
-            running.replica.leadership().leader && !self.cut.contains(raft_id)
-        });
-        let leader = leaders.next().map(|(raft_id, _)| raft_id);
-        assert!(leaders.next().is_none(), "two leaders");
-        leader
-    }
-
-    /// Elects `raft_id`.
-    fn elect(&mut self, raft_id: u64) {
-        self.member(raft_id).member.campaign().unwrap();
-        self.settle();
-        assert_eq!(self.leader(), Some(raft_id));
-    }
-}
 
 #[test]
 fn what_the_leader_acknowledges_all_have() {
