@@ -29,23 +29,17 @@ mod failure;
 mod leader;
 mod orchestrate;
 mod process;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "what carries messages between managers will use the rest"
-    )
+#[allow(
+    dead_code,
+    reason = "what carries messages between managers will use the rest"
 )]
 mod raft;
 mod run;
 mod schedule;
 mod serve;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "what carries messages between managers will use the rest"
-    )
+#[allow(
+    dead_code,
+    reason = "what carries messages between managers will use the rest"
 )]
 mod store;
 
