@@ -1,6 +1,8 @@
 //! Compiles the protocol files with `protox`, so that no `protoc` is needed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
@@ -8,6 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map(|name| root.join(format!("swarm/v1/{name}.proto")));
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, [root])?;
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

@@ -25,9 +25,10 @@ pub(crate) struct Founder {
     pub(crate) data_path_address: IpAddr,
 }
 
-/// The first contents of a new swarm's store; its id and secrets are drawn from `rng`.
+/// The first contents of the store of a new swarm with the settings `spec`; its id and secrets are drawn from `rng`.
 pub(crate) fn new_swarm(
     founder: Founder,
+    spec: ClusterSpec,
     root: RootCa,
     now: Timestamp,
     rng: &mut impl Rng,
@@ -40,7 +41,7 @@ pub(crate) fn new_swarm(
     let cluster = Cluster {
         id: ClusterId::random(rng),
         meta,
-        spec: ClusterSpec::default(),
+        spec,
         root_ca_pem: root.certificate_pem,
         root_key_pem: root.key_pem,
         worker_secret: random_base36(rng, JOIN_SECRET_LEN),

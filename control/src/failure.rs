@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use swarm_model::NodeId;
+use swarm_model::{InvalidCluster, NodeId};
 use tokio::task::JoinError;
 
 use crate::ca::{IssueError, OwnCertificateError};
@@ -67,6 +67,9 @@ pub(crate) enum Failure {
     /// The log has no swarm or not this node in it.
     #[error("the swarm's log does not hold {0}; restore the state directory from a copy")]
     Incomplete(&'static str),
+    /// Settings that no swarm may have.
+    #[error("cannot make a swarm with these settings")]
+    Settings(#[source] InvalidCluster),
     /// No root certificate for a new swarm.
     #[error("cannot make the root certificate of a new swarm")]
     Root(#[source] IssueError),

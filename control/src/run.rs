@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use swarm_model::{Cluster, Node as SwarmNode, NodeId, Timestamp};
+use swarm_model::{Cluster, ClusterSpec, Node as SwarmNode, NodeId, Renewal, validate_cluster};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -41,12 +41,6 @@ const LEAD_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Time that tasks get to end by themselves.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
-
-/// Longest wait for the moment of renewal: this host's clock may be set meanwhile.
-const RENEWAL_WAIT_MAX: Duration = Duration::from_secs(3600);
-
-/// Time until a renewal that failed is tried again.
-const RENEWAL_RETRY: Duration = Duration::from_secs(60);
 
 /// Runs the manager until it is told to stop or cannot go on.
 pub(crate) async fn run(config: Config) -> Result<(), Failure> {
@@ -91,7 +85,8 @@ async fn serve(
     record_address(store, &self_id, config.advertise_address).await?;
 
     let path = config.state_dir.join("tls/manager.pem");
-    let own = OwnCertificate::load_or_issue(&path, &cluster, &self_id, clock::now())?;
+    let now = clock::now();
+    let own = OwnCertificate::load_or_issue(&path, &cluster, &self_id, now, &mut rand::rng())?;
     let (tls, tls_receiver) = watch::channel(Arc::new(own.server));
     let dispatcher = Dispatcher::new(store.clone(), self_id.clone());
     let local = bind_socket(&config.socket)?;
@@ -125,7 +120,7 @@ async fn serve(
         store.clone(),
         self_id.clone(),
         tls,
-        own.renew_at,
+        own.renewal,
         stop.clone(),
     ));
     tracing::info!(
@@ -230,9 +225,14 @@ fn found(config: &Config) -> Result<(Store, Node), Failure> {
             .data_path_address
             .unwrap_or_else(|| config.advertise_address.ip()),
     };
+    let mut spec = ClusterSpec::default();
+    if let Some(milliseconds) = config.certificate_expiry_ms {
+        spec.certificate_expiry = Duration::from_millis(milliseconds);
+    }
+    validate_cluster(&spec).map_err(Failure::Settings)?;
     let now = clock::now();
     let root = new_root(now).map_err(Failure::Root)?;
-    let changes = new_swarm(founder, root, now, &mut rand::rng());
+    let changes = new_swarm(founder, spec, root, now, &mut rand::rng());
     tracing::info!("making a new swarm");
     Node::bootstrap(&log_config(config), FIRST_RAFT_ID, changes).map_err(Failure::Log)
 }
@@ -297,37 +297,34 @@ async fn record_address(
     update.await.map_err(Failure::Address)
 }
 
-/// Replaces the manager's own certificate each time that two thirds of its life are over.
+/// Replaces the manager's own certificate whenever that is due. Connections that are open stay.
 async fn renew(
     path: PathBuf,
     store: Store,
     self_id: NodeId,
     tls: watch::Sender<Arc<ServerConfig>>,
-    mut renew_at: Timestamp,
+    mut renewal: Renewal,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
-    let mut wait = renew_at.since(clock::now());
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = sleep(wait.min(RENEWAL_WAIT_MAX)) => {}
+            () = sleep(renewal.wait(clock::now())) => {}
         }
-        if clock::now() >= renew_at {
+        if clock::now() >= renewal.due() {
             match renewed(&path, &store, &self_id) {
                 Ok(own) => {
-                    renew_at = own.renew_at;
+                    renewal = own.renewal;
                     tls.send_replace(Arc::new(own.server));
                     tracing::info!("renewed the manager's certificate");
                 }
                 Err(failure) => {
                     let error = anyhow::Error::from(failure);
                     tracing::warn!("cannot renew the manager's certificate: {error:#}");
-                    wait = RENEWAL_RETRY;
-                    continue;
+                    renewal.failed(clock::now(), &mut rand::rng());
                 }
             }
         }
-        wait = renew_at.since(clock::now());
     }
 }
 
@@ -340,6 +337,7 @@ fn renewed(path: &Path, store: &Store, self_id: &NodeId) -> Result<OwnCertificat
         &cluster,
         self_id,
         clock::now(),
+        &mut rand::rng(),
     )?)
 }
 

@@ -3,12 +3,15 @@
 //! Invariants:
 //! * The private key is made here and never leaves this host.
 //! * A root certificate is trusted only after its digest was found in the join token.
+//! * Key and certificate are in one file and replaced in one step, before they are used.
 //! * `node.json` is written last: a node with that file has everything else it needs.
 
 mod join;
+mod renew;
 mod state;
 mod tls;
 
 pub(crate) use join::{JoinError, join};
+pub(crate) use renew::Renewer;
 pub(crate) use state::{Membership, StateError, StateStore};
 pub(crate) use tls::{Connector, Credentials, KeyRequest, TlsError};

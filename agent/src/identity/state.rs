@@ -11,13 +11,19 @@ use swarm_model::{ClusterId, NodeId, Role};
 
 use super::tls::Credentials;
 
-/// The version of `node.json` that this program writes.
-const FORMAT_VERSION: u32 = 1;
+/// The version of the directory's layout that this program writes; `node.json` says it.
+///
+/// | version | key and certificate |
+/// |---|---|
+/// | 1 | `node.key`, `node.crt` |
+/// | 2 | `node.pem`, both, so that they are replaced in one step |
+const FORMAT_VERSION: u32 = 2;
 
 const STATE_FILE: &str = "node.json";
 const CERTIFICATES_DIR: &str = "certificates";
-const KEY_FILE: &str = "node.key";
-const CERTIFICATE_FILE: &str = "node.crt";
+const NODE_FILE: &str = "node.pem";
+const OLD_KEY_FILE: &str = "node.key";
+const OLD_CERTIFICATE_FILE: &str = "node.crt";
 const ROOT_FILE: &str = "root-ca.crt";
 
 /// A node's place in a swarm.
@@ -75,6 +81,8 @@ pub(crate) enum StateError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("{} holds no key with a certificate: restore it, or run `swarmctl swarm leave --force` and join again", .path.display())]
+    NoKey { path: PathBuf },
     #[error(
         "{} has format {found}, newer than the {FORMAT_VERSION} this swarm-agent knows: upgrade swarm-agent",
         .path.display()
@@ -96,13 +104,14 @@ impl StateStore {
         }
     }
 
-    /// The membership and credentials, when this node is in a swarm.
+    /// The membership and credentials, when this node is in a swarm. What an older version wrote is
+    /// brought to this version's layout.
     pub(crate) fn load(&self) -> Result<Option<(Membership, Credentials)>, StateError> {
         let path = self.dir.join(STATE_FILE);
         let Some(text) = read_if_present(&path)? else {
             return Ok(None);
         };
-        let membership: Membership =
+        let mut membership: Membership =
             serde_json::from_str(&text).map_err(|source| StateError::Damaged {
                 path: path.clone(),
                 source,
@@ -122,11 +131,24 @@ impl StateStore {
                 source,
             })
         };
-        let credentials = Credentials {
-            key_pem: read(KEY_FILE)?,
-            certificate_pem: read(CERTIFICATE_FILE)?,
-            root_pem: read(ROOT_FILE)?,
+        let root_pem = read(ROOT_FILE)?;
+        let credentials = if membership.format_version < 2 {
+            let credentials = Credentials {
+                key_pem: read(OLD_KEY_FILE)?,
+                certificate_pem: read(OLD_CERTIFICATE_FILE)?,
+                root_pem,
+            };
+            membership.format_version = FORMAT_VERSION;
+            // Repeated whole when it breaks off before `node.json` says the new version.
+            self.save(&membership, &credentials)?;
+            credentials
+        } else {
+            let path = certificates.join(NODE_FILE);
+            Credentials::from_pem(read(NODE_FILE)?, root_pem).ok_or(StateError::NoKey { path })?
         };
+        for name in [OLD_KEY_FILE, OLD_CERTIFICATE_FILE] {
+            gone(certificates.join(name), |path| fs::remove_file(path))?;
+        }
         Ok(Some((membership, credentials)))
     }
 
@@ -136,19 +158,24 @@ impl StateStore {
         membership: &Membership,
         credentials: &Credentials,
     ) -> Result<(), StateError> {
-        let certificates = self.dir.join(CERTIFICATES_DIR);
         make_private_dir(&self.dir)?;
+        self.save_credentials(credentials)?;
+        self.save_membership(membership)
+    }
+
+    /// Writes the credentials alone, when they are renewed. The roots go first: they also cover the
+    /// certificate that is still there when only they are written.
+    pub(crate) fn save_credentials(&self, credentials: &Credentials) -> Result<(), StateError> {
+        let certificates = self.dir.join(CERTIFICATES_DIR);
         make_private_dir(&certificates)?;
-        write_durably(&certificates.join(KEY_FILE), credentials.key_pem.as_bytes())?;
-        write_durably(
-            &certificates.join(CERTIFICATE_FILE),
-            credentials.certificate_pem.as_bytes(),
-        )?;
         write_durably(
             &certificates.join(ROOT_FILE),
             credentials.root_pem.as_bytes(),
         )?;
-        self.save_membership(membership)
+        write_durably(
+            &certificates.join(NODE_FILE),
+            credentials.to_pem().as_bytes(),
+        )
     }
 
     /// Writes the membership alone, when the list of managers changed.
@@ -280,8 +307,8 @@ mod tests {
 
     fn credentials() -> Credentials {
         Credentials {
-            key_pem: "key".to_owned(),
-            certificate_pem: "certificate".to_owned(),
+            key_pem: "-----BEGIN PRIVATE KEY-----\nkey\n".to_owned(),
+            certificate_pem: "-----BEGIN CERTIFICATE-----\nleaf\n".to_owned(),
             root_pem: "root".to_owned(),
         }
     }
@@ -296,7 +323,12 @@ mod tests {
         store.save_assignments(b"bytes").unwrap();
         let (loaded, loaded_credentials) = store.load().unwrap().unwrap();
         assert_eq!(loaded, membership);
-        assert_eq!(loaded_credentials.key_pem, "key");
+        assert_eq!(loaded_credentials.key_pem, credentials().key_pem);
+        assert_eq!(
+            loaded_credentials.certificate_pem,
+            credentials().certificate_pem
+        );
+        assert_eq!(loaded_credentials.root_pem, credentials().root_pem);
         assert_eq!(store.load_assignments().unwrap().unwrap(), b"bytes");
         store.clear().unwrap();
         store.clear().unwrap();
@@ -323,5 +355,87 @@ mod tests {
         store.save(&membership(), &credentials()).unwrap();
         fs::write(dir.path().join(STATE_FILE), "{").unwrap();
         assert!(store.load().unwrap_err().to_string().contains(STATE_FILE));
+    }
+
+    #[test]
+    fn what_the_first_version_wrote_is_read_and_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StateStore::new(dir.path());
+        let old = Membership {
+            format_version: 1,
+            ..membership()
+        };
+        let certificates = dir.path().join(CERTIFICATES_DIR);
+        fs::create_dir(&certificates).unwrap();
+        let Credentials {
+            key_pem,
+            certificate_pem,
+            root_pem,
+        } = credentials();
+        for (name, text) in [
+            (OLD_KEY_FILE, &key_pem),
+            (OLD_CERTIFICATE_FILE, &certificate_pem),
+            (ROOT_FILE, &root_pem),
+        ] {
+            fs::write(certificates.join(name), text).unwrap();
+        }
+        let text = serde_json::to_string(&old).unwrap();
+        fs::write(dir.path().join(STATE_FILE), text).unwrap();
+        for _ in 0..2 {
+            let (loaded, credentials) = store.load().unwrap().unwrap();
+            assert_eq!(loaded.node_id, old.node_id);
+            assert_eq!(loaded.format_version, FORMAT_VERSION);
+            assert_eq!(credentials.key_pem, key_pem);
+            assert_eq!(credentials.certificate_pem, certificate_pem);
+            assert_eq!(credentials.root_pem, root_pem);
+            let mut files: Vec<_> = fs::read_dir(&certificates)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            files.sort();
+            assert_eq!(files, [NODE_FILE, ROOT_FILE]);
+        }
+    }
+
+    #[test]
+    fn a_renewal_replaces_key_and_certificate_in_one_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StateStore::new(dir.path());
+        store.save(&membership(), &credentials()).unwrap();
+        let new = Credentials {
+            key_pem: "-----BEGIN PRIVATE KEY-----\nother\n".to_owned(),
+            certificate_pem: "-----BEGIN CERTIFICATE-----\nother\n".to_owned(),
+            root_pem: "roots".to_owned(),
+        };
+        // Interrupted before the last step: what is there is the old pair, whole.
+        let beside = dir.path().join(CERTIFICATES_DIR).join("node.new");
+        fs::create_dir(&beside).unwrap();
+        assert!(store.save_credentials(&new).is_err());
+        let (_, loaded) = store.load().unwrap().unwrap();
+        assert_eq!(loaded.to_pem(), credentials().to_pem());
+        fs::remove_dir(&beside).unwrap();
+
+        store.save_credentials(&new).unwrap();
+        let (_, loaded) = store.load().unwrap().unwrap();
+        assert_eq!(loaded.to_pem(), new.to_pem());
+        let path = dir.path().join(CERTIFICATES_DIR).join(NODE_FILE);
+        let mode =
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_key_without_a_certificate_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StateStore::new(dir.path());
+        store.save(&membership(), &credentials()).unwrap();
+        let path = dir.path().join(CERTIFICATES_DIR).join(NODE_FILE);
+        for text in ["", &credentials().key_pem, &credentials().certificate_pem] {
+            fs::write(&path, text).unwrap();
+            assert!(
+                matches!(store.load(), Err(StateError::NoKey { .. })),
+                "{text}"
+            );
+        }
     }
 }

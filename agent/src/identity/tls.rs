@@ -1,7 +1,7 @@
 //! Keys, certificates and the TLS connections made with them: TLS 1.3 only, one provider (ring).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,6 +12,8 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 /// The DNS name that every manager's certificate carries, whatever its address.
 const MANAGER_NAME: &str = "swarm-manager";
@@ -32,6 +34,11 @@ pub(crate) enum TlsError {
     Pem(&'static str, #[source] rustls::pki_types::pem::Error),
     #[error("cannot use the {0}")]
     Rustls(&'static str, #[source] rustls::Error),
+    #[error(
+        "this node's certificate has ended, by this host's clock: set the clock if it is wrong; else \
+         leave with `swarmctl swarm leave --force` and join again"
+    )]
+    Ended,
     #[error("{0:?} is not a manager's address: write HOST:PORT")]
     Address(String),
     #[error("cannot reach manager {address}")]
@@ -48,6 +55,29 @@ pub(crate) struct Credentials {
     pub(crate) key_pem: String,
     pub(crate) certificate_pem: String,
     pub(crate) root_pem: String,
+}
+
+/// Where the certificates begin in a file that holds key and chain.
+const CERTIFICATE_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+
+impl Credentials {
+    /// Key and chain in one text, the key first.
+    pub(super) fn to_pem(&self) -> String {
+        let mut text = self.key_pem.clone();
+        text.push_str(&self.certificate_pem);
+        text
+    }
+
+    /// From the text that [`Self::to_pem`] makes; none when it lacks one of the two.
+    pub(super) fn from_pem(mut text: String, root_pem: String) -> Option<Self> {
+        let begin = text.find(CERTIFICATE_BEGIN).filter(|begin| *begin > 0)?;
+        let certificate_pem = text.split_off(begin);
+        Some(Self {
+            key_pem: text,
+            certificate_pem,
+            root_pem,
+        })
+    }
 }
 
 impl std::fmt::Debug for Credentials {
@@ -90,9 +120,11 @@ fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'sta
 }
 
 /// Makes connections to managers.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Connector {
     config: Arc<ClientConfig>,
+    /// When the certificate it shows ends; none where it shows none.
+    not_after: Option<SystemTime>,
 }
 
 impl Connector {
@@ -101,10 +133,13 @@ impl Connector {
         let key = PrivateKeyDer::from_pem_slice(credentials.key_pem.as_bytes())
             .map_err(|source| TlsError::Pem("this node's key", source))?;
         let chain = certificates("this node's certificate", &credentials.certificate_pem)?;
+        let not_after = chain.first().and_then(|leaf| not_after(leaf));
         let config = rooted(&credentials.root_pem)?
             .with_client_auth_cert(chain, key)
             .map_err(|source| TlsError::Rustls("certificate and key of this node", source))?;
-        Ok(Self::new(config))
+        let mut connector = Self::new(config);
+        connector.not_after = not_after;
+        Ok(connector)
     }
 
     /// Without a certificate, to managers of the swarm with this root: for the request to join.
@@ -131,11 +166,16 @@ impl Connector {
         config.resumption = rustls::client::Resumption::disabled();
         Self {
             config: Arc::new(config),
+            not_after: None,
         }
     }
 
     /// Opens a channel to the manager at `address` (host:port).
     pub(crate) async fn connect(&self, address: &str) -> Result<Channel, TlsError> {
+        // The manager would only break the connection off.
+        if self.not_after.is_some_and(|end| end <= SystemTime::now()) {
+            return Err(TlsError::Ended);
+        }
         // The scheme is plain because TLS is put in by the connector below.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|_| TlsError::Address(address.to_owned()))?
@@ -166,6 +206,13 @@ impl Connector {
                 source,
             })
     }
+}
+
+/// When a certificate ends.
+fn not_after(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 fn rooted(

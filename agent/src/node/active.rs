@@ -17,7 +17,7 @@ use super::control_process::{ControlProcess, Running};
 use super::host_networks::host_networks;
 use crate::config::Config;
 use crate::dns::{Asker, HOST_RESOLV_CONF, NameServerConfig, NameServers, SocketStore};
-use crate::identity::{Connector, Credentials, Membership, StateStore, TlsError};
+use crate::identity::{Connector, Credentials, Membership, Renewer, StateStore, TlsError};
 use crate::network::{NetworkConfig, NetworkError, Reconciler};
 use crate::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use crate::runtime::{Runtime, RuntimeError};
@@ -59,7 +59,7 @@ impl Active {
         credentials: &Credentials,
         control: Option<(ControlProcess, Running)>,
     ) -> Result<Self, ActiveError> {
-        let connector = Connector::with_certificate(credentials)?;
+        let connector = watch::Sender::new(Connector::with_certificate(credentials)?);
         let stop = CancellationToken::new();
         let unfinished = stop.clone().drop_guard();
         let tasks = TaskTracker::new();
@@ -135,8 +135,20 @@ impl Active {
             applied: applied.subscribe(),
             problems: problems.subscribe(),
             report: report.clone(),
+            channel: watch::Sender::new(None),
         };
-        tasks.spawn(crate::session::run(session, connector, stop.clone()));
+        let renewer = Renewer {
+            state: state.clone(),
+            node_id: membership.node_id.clone(),
+            channel: session.channel.subscribe(),
+            connector: connector.clone(),
+        };
+        tasks.spawn(stopping(&stop, renewer.run(credentials.clone())));
+        tasks.spawn(crate::session::run(
+            session,
+            connector.subscribe(),
+            stop.clone(),
+        ));
         if let Some((process, running)) = control {
             tasks.spawn(process.supervise(running, stop.clone()));
         }

@@ -78,6 +78,8 @@ pub(super) struct ControlProcess {
 pub(super) struct Bootstrap {
     pub(super) node_id: NodeId,
     pub(super) data_path_address: IpAddr,
+    /// Life of nodes' certificates; the default where not given.
+    pub(super) certificate_expiry: Option<Duration>,
 }
 
 /// A started process and what it last said.
@@ -137,6 +139,11 @@ impl ControlProcess {
                 .arg(bootstrap.node_id.as_str())
                 .arg("--data-path-address")
                 .arg(bootstrap.data_path_address.to_string());
+            if let Some(expiry) = bootstrap.certificate_expiry {
+                command
+                    .arg("--certificate-expiry-ms")
+                    .arg(expiry.as_millis().to_string());
+            }
         }
         command
             .stdin(Stdio::piped())

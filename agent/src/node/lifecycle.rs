@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::local_control_client::LocalControlClient;
-use swarm_model::{NodeId, Role};
+use swarm_model::{ClusterSpec, InvalidCluster, NodeId, Role, validate_cluster};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -49,6 +49,8 @@ pub(crate) enum LifecycleError {
     )]
     LastManager,
     #[error(transparent)]
+    Settings(#[from] InvalidCluster),
+    #[error(transparent)]
     Address(#[from] AddressError),
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -80,7 +82,9 @@ impl LifecycleError {
             Self::AlreadyMember | Self::NotMember | Self::LastManager => {
                 tonic::Code::FailedPrecondition
             }
-            Self::Address(_) | Self::Join(JoinError::Token(_) | JoinError::WrongSwarm { .. }) => {
+            Self::Settings(_)
+            | Self::Address(_)
+            | Self::Join(JoinError::Token(_) | JoinError::WrongSwarm { .. }) => {
                 tonic::Code::InvalidArgument
             }
             Self::Join(JoinError::Refused(status)) => status.code(),
@@ -153,7 +157,9 @@ impl Agent {
             advertise_address,
             listen_address,
             data_path_address,
+            certificate_expiry_ms,
         } = request;
+        let certificate_expiry = certificate_expiry(certificate_expiry_ms)?;
         let advertise = address::advertise_address(&advertise_address)?;
         let mut listen = address::listen_address(&listen_address, advertise.ip())?;
         if listen_address.is_empty() {
@@ -165,6 +171,7 @@ impl Agent {
         let bootstrap = Bootstrap {
             node_id: node_id.clone(),
             data_path_address: data_path,
+            certificate_expiry,
         };
         let mut running = process.spawn(Some(&bootstrap))?;
         let founded = tokio::select! {
@@ -353,6 +360,18 @@ fn data_path(asked: &str, default: IpAddr) -> Result<IpAddr, LifecycleError> {
         return Ok(default);
     }
     Ok(address::advertise_address(asked)?.ip())
+}
+
+/// The life of certificates that was asked for; none where none was.
+fn certificate_expiry(milliseconds: u64) -> Result<Option<Duration>, InvalidCluster> {
+    if milliseconds == 0 {
+        return Ok(None);
+    }
+    let spec = ClusterSpec {
+        certificate_expiry: Duration::from_millis(milliseconds),
+        ..ClusterSpec::default()
+    };
+    validate_cluster(&spec).map(|()| Some(spec.certificate_expiry))
 }
 
 /// A channel to swarm-control's socket, as soon as it is there.

@@ -70,6 +70,8 @@ pub(crate) struct Session {
     pub(crate) problems: watch::Receiver<Vec<NodeProblem>>,
     /// How the session stands.
     pub(crate) report: watch::Sender<Report>,
+    /// The session's connection, for other calls to the same manager; none while it is not open.
+    pub(crate) channel: watch::Sender<Option<Channel>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -96,8 +98,12 @@ impl From<tonic::Status> for SessionError {
     }
 }
 
-/// Keeps a session open until `stop`.
-pub(crate) async fn run(mut session: Session, connector: Connector, stop: CancellationToken) {
+/// Keeps a session open until `stop`; each is opened with the `connector` of its moment.
+pub(crate) async fn run(
+    mut session: Session,
+    connector: watch::Receiver<Connector>,
+    stop: CancellationToken,
+) {
     let mut backoff = BACKOFF_MIN;
     let mut next = 0;
     let mut number = 0;
@@ -105,11 +111,13 @@ pub(crate) async fn run(mut session: Session, connector: Connector, stop: Cancel
         let address = session.managers[next % session.managers.len()].clone();
         let mut opened = false;
         number += 1;
+        let connector = connector.borrow().clone();
         let result = tokio::select! {
             result = session.hold(&connector, &address, number, &mut opened) => result,
             () = stop.cancelled() => return,
         };
         let Err(error) = result;
+        session.channel.send_replace(None);
         let text = crate::error_text(&error);
         tracing::warn!(manager = address, error = text, "session ended");
         session.report.send_modify(|report| {
@@ -140,7 +148,7 @@ impl Session {
     ) -> Result<std::convert::Infallible, SessionError> {
         let channel: Channel = connector.connect(address).await?;
         let mut client =
-            DispatcherClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+            DispatcherClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (outgoing, messages) = mpsc::channel(OUTGOING_MAX);
         let hello = v1::Hello {
             description: Some((&self.description).into()),
@@ -159,6 +167,7 @@ impl Session {
             return Err(SessionError::NoWelcome);
         };
         self.welcomed(&welcome, address);
+        self.channel.send_replace(Some(channel));
         *opened = true;
 
         let period = Duration::from_millis(welcome.heartbeat_period_ms.clamp(100, 60_000));

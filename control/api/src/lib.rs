@@ -10,6 +10,10 @@
 
 pub mod convert;
 
+/// Everything that the protocol files say (`google.protobuf.FileDescriptorSet`): so that a test can go
+/// through every method there is.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 pub mod v1 {
     //! Generated from `proto/swarm/v1`. Meanings stand in the `.proto` files.
     #![allow(

@@ -8,6 +8,8 @@
 //!
 //! Deliberately absent: clocks, randomness of its own, IO, wire formats (`swarm-api` converts).
 
+mod certificate;
+mod cluster;
 mod constraint;
 mod id;
 mod network;
@@ -20,6 +22,10 @@ mod token;
 mod validate;
 mod validate_network;
 
+pub use certificate::{
+    CERTIFICATE_BACKDATE, MAX_CERTIFICATE_EXPIRY, MIN_CERTIFICATE_EXPIRY, Renewal, Validity,
+};
+pub use cluster::{InvalidCluster, validate_cluster};
 pub use constraint::{Constraint, ConstraintError, NodeView, Operator};
 pub use id::{
     ClusterId, ID_LEN, InvalidId, NetworkId, NodeId, ServiceId, SessionId, TaskId, random_base36,

@@ -8,7 +8,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
     SerialNumber, SubjectPublicKeyInfo,
 };
-use swarm_model::{Cluster, Role, Timestamp};
+use swarm_model::{CERTIFICATE_BACKDATE, Cluster, Role, Timestamp};
 use time::OffsetDateTime;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
@@ -17,9 +17,6 @@ use super::Subject;
 
 /// Largest request that is looked at. A P-256 request with a few names is about 400 bytes.
 pub(crate) const MAX_CSR_BYTES: usize = 8 * 1024;
-
-/// How far `notBefore` lies in the past, for hosts whose clocks are behind (swarmkit `ca/config.go`).
-const BACKDATE: Duration = Duration::from_secs(3600);
 
 /// Life of a root certificate (swarmkit `ca/certificates.go`).
 const ROOT_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
@@ -217,7 +214,9 @@ fn set_term(params: &mut CertificateParams, term: Term) -> Result<(), IssueError
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
         .ok_or(IssueError::Time)?;
     let span = |length: Duration| time::Duration::try_from(length).map_err(|_| IssueError::Time);
-    params.not_before = now.checked_sub(span(BACKDATE)?).ok_or(IssueError::Time)?;
+    params.not_before = now
+        .checked_sub(span(CERTIFICATE_BACKDATE)?)
+        .ok_or(IssueError::Time)?;
     params.not_after = now.checked_add(span(term.life)?).ok_or(IssueError::Time)?;
     Ok(())
 }

@@ -20,4 +20,4 @@ pub(crate) use admit::{Refused, admit};
 pub(crate) use creds::server_config;
 pub(crate) use issue::{Authority, IssueError, RootCa, Term, new_root};
 pub(crate) use own::{OwnCertificate, OwnCertificateError};
-pub(crate) use subject::{Subject, Validity};
+pub(crate) use subject::{Subject, validity};

@@ -1,20 +1,22 @@
 //! The certificate that this manager serves: signed with the root in the store, kept in one file so
-//! that restarts do not make more of them, replaced when two thirds of its life are over.
+//! that restarts do not make more of them, replaced together with its key at a random point of 50 to
+//! 80 % of its life.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rand::Rng;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use swarm_model::{Cluster, NodeId, Role, Timestamp};
+use swarm_model::{Cluster, NodeId, Renewal, Role, Timestamp};
 
 use super::creds::CredentialsError;
-use super::subject::SubjectError;
-use super::{Authority, IssueError, Subject, Term, Validity, server_config};
+use super::subject::{SubjectError, validity};
+use super::{Authority, IssueError, Subject, Term, server_config};
 
 /// Largest credentials file that is read; ours are about 2 KB.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -51,27 +53,29 @@ pub(crate) enum OwnCertificateError {
 pub(crate) struct OwnCertificate {
     /// What the listener serves.
     pub(crate) server: ServerConfig,
-    /// When it should be replaced.
-    pub(crate) renew_at: Timestamp,
+    /// When it is to be replaced.
+    pub(crate) renewal: Renewal,
 }
 
 impl OwnCertificate {
     /// The certificate of manager `node_id` from the file `path`, or a new one, written there, when
-    /// the file is missing, damaged, of another swarm or node, or near the end of its life. Reads
-    /// and writes a small file.
+    /// the file is missing, damaged, of another swarm or node, or due to be replaced, for which `rng`
+    /// draws a moment. Reads and writes a small file.
     pub(crate) fn load_or_issue(
         path: &Path,
         cluster: &Cluster,
         node_id: &NodeId,
         now: Timestamp,
+        rng: &mut impl Rng,
     ) -> Result<Self, OwnCertificateError> {
         let subject = Subject {
             node_id: node_id.clone(),
             role: Role::Manager,
             cluster_id: cluster.id.clone(),
         };
-        if let Some(kept) = read(path).and_then(|pem| Self::from_pem(&pem, cluster, &subject).ok())
-            && now < kept.renew_at
+        if let Some(kept) =
+            read(path).and_then(|pem| Self::from_pem(&pem, cluster, &subject, rng).ok())
+            && now < kept.renewal.due()
         {
             return Ok(kept);
         }
@@ -84,10 +88,9 @@ impl OwnCertificate {
             now,
             life: cluster.spec.certificate_expiry,
         };
-        let chain =
-            Authority::new(cluster)?.issue(request.der(), &subject, term, &mut rand::rng())?;
+        let chain = Authority::new(cluster)?.issue(request.der(), &subject, term, rng)?;
         let pem = key.serialize_pem() + &chain;
-        let own = Self::from_pem(&pem, cluster, &subject)?;
+        let own = Self::from_pem(&pem, cluster, &subject, rng)?;
         write(path, &pem).map_err(|source| OwnCertificateError::Write {
             path: path.to_owned(),
             source,
@@ -100,6 +103,7 @@ impl OwnCertificate {
         pem: &str,
         cluster: &Cluster,
         expected: &Subject,
+        rng: &mut impl Rng,
     ) -> Result<Self, OwnCertificateError> {
         let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(CredentialsError::Pem)?;
         if Subject::from_der(&leaf)? != *expected {
@@ -111,7 +115,7 @@ impl OwnCertificate {
         }
         Ok(Self {
             server: server_config(pem, pem, &cluster.root_ca_pem)?,
-            renew_at: Validity::from_der(&leaf)?.renew_at(),
+            renewal: Renewal::of(&validity(&leaf)?, rng),
         })
     }
 }
@@ -153,6 +157,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::time::Duration;
 
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
     use swarm_model::{ClusterId, ClusterSpec, Meta};
 
     use super::super::new_root;
@@ -180,19 +186,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tls/manager.pem");
         let (cluster, node_id) = (cluster(), NodeId::random(&mut rand::rng()));
-        let file_after = |cluster: &Cluster, node_id: &NodeId, now: Timestamp| {
-            let own = OwnCertificate::load_or_issue(&path, cluster, node_id, now).unwrap();
-            assert!(own.renew_at > now);
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut file_after = |cluster: &Cluster, node_id: &NodeId, now: Timestamp| {
+            let own =
+                OwnCertificate::load_or_issue(&path, cluster, node_id, now, &mut rng).unwrap();
+            assert!(own.renewal.due() > now);
             fs::read_to_string(&path).unwrap()
         };
         let first = file_after(&cluster, &node_id, NOW);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
-        assert_eq!(file_after(&cluster, &node_id, NOW.after(DAY)), first);
+        assert_eq!(file_after(&cluster, &node_id, NOW.after(44 * DAY)), first);
 
-        let late = file_after(&cluster, &node_id, NOW.after(61 * DAY));
-        assert_ne!(late, first, "two thirds of its life are over");
+        let late = file_after(&cluster, &node_id, NOW.after(73 * DAY));
+        assert_ne!(late, first, "four fifths of its life are over");
         let other_node = NodeId::random(&mut rand::rng());
         let of_other_node = file_after(&cluster, &other_node, NOW);
         assert_ne!(of_other_node, late);

@@ -1,9 +1,7 @@
 //! Reading back what a certificate says. Whether it is to be believed is decided by the TLS
 //! handshake, before any of this.
 
-use std::time::Duration;
-
-use swarm_model::{ClusterId, NodeId, Role, Timestamp};
+use swarm_model::{ClusterId, NodeId, Role, Timestamp, Validity};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::AttributeTypeAndValue;
@@ -49,38 +47,18 @@ impl Subject {
     }
 }
 
-/// When a certificate is good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Validity {
-    not_before: Timestamp,
-    not_after: Timestamp,
-}
-
-impl Validity {
-    /// Reads it from a certificate in DER.
-    pub(crate) fn from_der(certificate: &[u8]) -> Result<Self, SubjectError> {
-        let certificate = parse(certificate)?;
-        let validity = certificate.validity();
-        let moment = |seconds: i64| {
-            let seconds = u64::try_from(seconds).map_err(|_| SubjectError::Malformed)?;
-            Ok(Timestamp(seconds.saturating_mul(1000)))
-        };
-        Ok(Self {
-            not_before: moment(validity.not_before.timestamp())?,
-            not_after: moment(validity.not_after.timestamp())?,
-        })
-    }
-
-    /// How long it is still good at `now`.
-    pub(crate) fn left(&self, now: Timestamp) -> Duration {
-        self.not_after.since(now)
-    }
-
-    /// The moment from which it should be replaced: after two thirds of its life.
-    pub(crate) fn renew_at(&self) -> Timestamp {
-        let life: Duration = self.not_after.since(self.not_before);
-        self.not_before.after(life * 2 / 3)
-    }
+/// When the certificate in DER is good.
+pub(crate) fn validity(certificate: &[u8]) -> Result<Validity, SubjectError> {
+    let certificate = parse(certificate)?;
+    let validity = certificate.validity();
+    let moment = |seconds: i64| {
+        let seconds = u64::try_from(seconds).map_err(|_| SubjectError::Malformed)?;
+        Ok(Timestamp(seconds.saturating_mul(1000)))
+    };
+    Ok(Validity {
+        not_before: moment(validity.not_before.timestamp())?,
+        not_after: moment(validity.not_after.timestamp())?,
+    })
 }
 
 fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, SubjectError> {

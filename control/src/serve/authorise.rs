@@ -11,7 +11,8 @@ use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
 use tower::Layer;
 
-use super::{Identity, Peer};
+use super::Identity;
+use super::connection::Caller;
 use crate::store::{State, Store};
 
 /// Who may call a method.
@@ -28,11 +29,13 @@ enum Access {
 }
 
 /// Every method there is.
-const METHODS: [(&str, Access); 20] = [
+const METHODS: [(&str, Access); 22] = [
     ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
+    ("/swarm.v1.NodeCa/RenewNodeCertificate", Access::Node),
     ("/swarm.v1.Dispatcher/Session", Access::Node),
     ("/swarm.v1.Control/GetCluster", Access::Manager),
+    ("/swarm.v1.Control/UpdateCluster", Access::Manager),
     ("/swarm.v1.Control/GetJoinToken", Access::Manager),
     ("/swarm.v1.Control/ListNodes", Access::Manager),
     ("/swarm.v1.Control/GetNode", Access::Manager),
@@ -151,11 +154,15 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let peer = request.extensions().get::<Peer>();
-        let identity = peer.map_or(&Identity::Anonymous, |peer| &peer.identity);
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let peer = (request.extensions().get::<Caller>()).map(|caller| caller.peer.clone());
+        let identity = peer.as_ref().map(|peer| peer.identity.clone());
+        let identity = identity.unwrap_or(Identity::Anonymous);
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         let path = request.uri().path();
-        let verdict = self.store.read(|state| authorise(path, identity, state));
+        let verdict = self.store.read(|state| authorise(path, &identity, state));
         match verdict {
             Ok(()) => Box::pin(self.inner.call(request)),
             Err(denied) => {
@@ -170,31 +177,12 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::serve::tests::methods;
 
-    /// The methods that the protocol files of the served services declare.
+    /// The methods that the protocol files declare and a manager serves.
     fn declared() -> Vec<String> {
-        let mut methods = Vec::new();
-        for file in [
-            include_str!("../../api/proto/swarm/v1/ca.proto"),
-            include_str!("../../api/proto/swarm/v1/control.proto"),
-            include_str!("../../api/proto/swarm/v1/dispatcher.proto"),
-            include_str!("../../api/proto/swarm/v1/local.proto"),
-        ] {
-            let mut service = "";
-            for line in file.lines() {
-                let mut words = line.split([' ', '(']).filter(|word| !word.is_empty());
-                match (words.next(), words.next()) {
-                    (Some("service"), Some(name)) => service = name,
-                    // The agent's own socket; no manager serves it.
-                    (Some("rpc"), Some(name)) if service != "LocalAgent" => {
-                        methods.push(format!("/swarm.v1.{service}/{name}"));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        methods.sort();
-        methods
+        let served = |method: &String| !method.starts_with("/swarm.v1.LocalAgent/");
+        methods().into_iter().filter(served).collect()
     }
 
     #[test]

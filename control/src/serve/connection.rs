@@ -7,20 +7,30 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::Peer;
+use super::lease::{Lease, LeaseWatch};
+use super::leases::Place;
 
 /// Bytes to and from a known peer.
 pub(super) struct Connection {
     stream: Stream,
-    peer: Peer,
-    /// When the peer's right to be connected ends.
-    end: Option<Pin<Box<Sleep>>>,
-    /// Its place among the connections; given back when it is dropped.
-    _permit: OwnedSemaphorePermit,
+    caller: Caller,
+    /// Notices when the peer's right to be connected ends.
+    watch: LeaseWatch,
+    /// Its places among all connections and among those of its node; given back when it is dropped.
+    _places: (OwnedSemaphorePermit, Option<Place>),
+}
+
+/// The other end, as the check before every service knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// Who it is.
+    pub(super) peer: Peer,
+    /// Its right to be connected.
+    pub(super) lease: Lease,
 }
 
 /// What carries the bytes.
@@ -33,23 +43,23 @@ impl Connection {
     pub(super) fn new(
         stream: Stream,
         peer: Peer,
-        end: Option<Instant>,
-        permit: OwnedSemaphorePermit,
+        lease: Lease,
+        places: (OwnedSemaphorePermit, Option<Place>),
     ) -> Self {
         Self {
             stream,
-            peer,
-            end: end.map(|end| Box::pin(sleep_until(end))),
-            _permit: permit,
+            watch: LeaseWatch::new(&lease),
+            caller: Caller { peer, lease },
+            _places: places,
         }
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = Peer;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
     }
 }
 
@@ -60,9 +70,7 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         // The server always has a read under way, so this is where the end is noticed.
-        if let Some(end) = &mut self.end
-            && end.as_mut().poll(context).is_ready()
-        {
+        if self.watch.poll_over(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         match &mut self.stream {

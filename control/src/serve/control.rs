@@ -7,7 +7,9 @@ use std::sync::Arc;
 use swarm_api::convert::ConvertError;
 use swarm_api::v1;
 use swarm_api::v1::control_server::Control;
-use swarm_model::{Cluster, JoinToken, NetworkSpec, NodeId, Role, ServiceId, ServiceSpec, Task};
+use swarm_model::{
+    Cluster, ClusterSpec, JoinToken, NetworkSpec, NodeId, Role, ServiceId, ServiceSpec, Task,
+};
 use tonic::{Request, Response, Status};
 
 use super::refusal::{Refusal, outcome};
@@ -35,7 +37,27 @@ impl Control for ControlService {
             id: cluster.id.to_string(),
             spec: Some((&cluster.spec).into()),
             node_id: self.self_id.to_string(),
+            version: cluster.meta.version,
         }))
+    }
+
+    async fn update_cluster(
+        &self,
+        request: Request<v1::UpdateClusterRequest>,
+    ) -> Answer<v1::UpdateClusterResponse> {
+        let v1::UpdateClusterRequest { version, spec } = request.into_inner();
+        let spec = spec.ok_or(Refusal::Missing("spec"))?;
+        let spec = ClusterSpec::try_from(spec).map_err(Refusal::from)?;
+        let updated = self
+            .store
+            .update(|state| {
+                let cluster = super::cluster::update(state, version, spec, clock::now())?;
+                Ok((cluster.into_iter().map(Into::into).collect(), ()))
+            })
+            .await;
+        outcome(updated)?;
+        tracing::info!(?spec, "changed the swarm's settings");
+        Ok(Response::new(v1::UpdateClusterResponse {}))
     }
 
     async fn get_join_token(

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,16 @@ use swarm_model::ClusterId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::connection::{Connection, Stream};
+use super::lease::Lease;
+use super::leases::Leases;
 use super::{Identity, Peer};
-use crate::ca::Validity;
+use crate::ca::validity;
 use crate::clock;
+use crate::store::Store;
 
 /// Handshakes under way at a time. Each costs a signature; more would only queue for the processor.
 const MAX_HANDSHAKES: usize = 256;
@@ -46,35 +50,46 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 struct Gate {
     cluster_id: ClusterId,
     tls: watch::Receiver<Arc<ServerConfig>>,
+    store: Store,
+    leases: Leases,
     nodes: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
     ready: mpsc::Sender<io::Result<Connection>>,
 }
 
 /// Accepts on `listener` until the receiving end of `ready` is gone. Each connection is served with
-/// the newest configuration in `tls`. What does not become a connection is dropped with a line in
+/// the newest configuration in `tls`; those of nodes that are removed from `store` are ended. What does not become a connection is dropped with a line in
 /// the debug log: garbage on an open port is the peer's trouble.
 pub(super) async fn accept(
     listener: TcpListener,
     cluster_id: ClusterId,
     tls: watch::Receiver<Arc<ServerConfig>>,
+    store: Store,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
+    let leases = Leases::default();
     let gate = Gate {
         cluster_id,
         tls,
+        store: store.clone(),
+        leases: leases.clone(),
         nodes: Arc::new(Semaphore::new(MAX_NODE_CONNECTIONS)),
         strangers: Arc::new(Semaphore::new(MAX_ANONYMOUS_CONNECTIONS)),
         ready: ready.clone(),
     };
     let mut handshakes = JoinSet::new();
+    let mut end_removed = pin!(leases.end_removed(store));
     loop {
         while handshakes.try_join_next().is_some() {}
         if handshakes.len() >= MAX_HANDSHAKES {
-            handshakes.join_next().await;
+            tokio::select! {
+                _ = handshakes.join_next() => {}
+                () = &mut end_removed => return,
+            }
         }
         let accepted = tokio::select! {
             () = ready.closed() => return,
+            () = &mut end_removed => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -112,12 +127,27 @@ async fn shake_hands(
     let stream = TlsAcceptor::from(config).accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates();
     let identity = Identity::from_chain(chain, &gate.cluster_id).map_err(io::Error::other)?;
-    let (places, life) = match chain.and_then(<[_]>::first) {
-        None => (&gate.strangers, ANONYMOUS_LIFE),
-        Some(leaf) => {
-            let validity = Validity::from_der(leaf).map_err(io::Error::other)?;
-            (&gate.nodes, validity.left(clock::now()))
+    let (place, lease, places) = match (&identity, chain.and_then(<[_]>::first)) {
+        (Identity::Node { id, .. }, Some(leaf)) => {
+            let left = validity(leaf).map_err(io::Error::other)?.left(clock::now());
+            // Both in one: a node that is removed after this look is known to have been there.
+            let (place, lease, known) = gate.store.read(|state| {
+                let known = state.node(id).is_some();
+                // Else it was removed and is to be told so, or has just joined by another manager.
+                let life = if known {
+                    left
+                } else {
+                    left.min(ANONYMOUS_LIFE)
+                };
+                let lease = Lease::new(Some(life));
+                (gate.leases.enter(id, &lease, known), lease, known)
+            });
+            let place =
+                place.ok_or_else(|| io::Error::other("too many connections of one node"))?;
+            let places = if known { &gate.nodes } else { &gate.strangers };
+            (Some(place), lease, places)
         }
+        _ => (None, Lease::new(Some(ANONYMOUS_LIFE)), &gate.strangers),
     };
     let permit = Arc::clone(places)
         .try_acquire_owned()
@@ -126,7 +156,6 @@ async fn shake_hands(
         identity,
         address: Some(address.ip().to_canonical()),
     };
-    let end = Instant::now() + life;
     let stream = Stream::Tls(Box::new(stream));
-    Ok(Connection::new(stream, peer, Some(end), permit))
+    Ok(Connection::new(stream, peer, lease, (permit, place)))
 }

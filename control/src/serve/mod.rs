@@ -9,15 +9,18 @@
 //! * Who calls is known from the connection alone, once, before the first byte of a request.
 //! * Every method is in one table with who may call it; what is not in the table is refused.
 //! * Whatever a caller did wrong is told in words that name the remedy, and changed nothing.
-//! * No connection outlives the certificate that it was opened with.
+//! * No connection outlives the certificate that it was opened with, or the one that the node was
+//!   given on it instead.
 //!
 //! Deliberately absent: forwarding to the leader (there is one manager), the user's own
 //! certificates, HTTP/1.
 
 mod authorise;
+mod cluster;
 mod connection;
 mod control;
-mod join_rate;
+mod lease;
+mod leases;
 mod listen;
 mod local_control;
 mod lookup;
@@ -25,6 +28,7 @@ mod networks;
 mod node_ca;
 mod nodes;
 mod peer;
+mod rate;
 mod refusal;
 mod server;
 mod services;

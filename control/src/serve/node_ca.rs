@@ -1,31 +1,39 @@
-//! How hosts become nodes.
+//! How hosts become nodes, and how nodes get their next certificate.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use swarm_api::v1;
 use swarm_api::v1::node_ca_server::NodeCa;
 use swarm_model::{NodeId, Role, Timestamp};
 use tonic::{Request, Response, Status};
 
-use super::join_rate::JoinRate;
+use super::connection::Caller;
+use super::rate::TokenBucket;
 use super::refusal::{Refusal, outcome};
-use super::{Peer, nodes};
+use super::{Identity, Peer, nodes};
 use crate::ca::{Authority, Subject, Term, admit};
 use crate::clock;
 use crate::store::Store;
 
-/// Answers callers that have no certificate yet.
+/// Requests to join that may come at once: a rack of hosts started together.
+const JOINS_BURST: u64 = 100;
+
+/// Time after which one more may come. Bounds what wrong tokens cost in signatures and log lines.
+const JOINS_INTERVAL_MS: u64 = 100;
+
+/// Answers callers that have no certificate yet, and those that need another.
 #[derive(Debug)]
 pub(super) struct NodeCaService {
     store: Store,
-    rate: Mutex<JoinRate>,
+    rate: Mutex<TokenBucket>,
 }
 
 impl NodeCaService {
     pub(super) fn new(store: Store) -> Self {
         Self {
             store,
-            rate: Mutex::default(),
+            rate: Mutex::new(TokenBucket::new(JOINS_BURST, JOINS_INTERVAL_MS)),
         }
     }
 
@@ -63,6 +71,41 @@ impl NodeCaService {
         };
         let chain = Authority::new(&cluster)?.issue(&request.csr, &subject, term, &mut rng)?;
         Ok((subject, chain))
+    }
+
+    /// A certificate for `caller` in place of the one that it has, and how long it is good. The
+    /// store says the role.
+    fn renew(
+        &self,
+        caller: &Caller,
+        csr: &[u8],
+        now: Timestamp,
+    ) -> Result<(v1::RenewNodeCertificateResponse, Duration), Refusal> {
+        let Identity::Node { id, .. } = &caller.peer.identity else {
+            return Err(Refusal::NotNode);
+        };
+        if !caller.lease.may_renew(now) {
+            return Err(Refusal::TooManyRenewals);
+        }
+        let (cluster, role) = self.store.read(|state| {
+            let cluster = state.cluster().cloned().ok_or(Refusal::NotReady)?;
+            let node = state.node(id).ok_or(Refusal::NotNode)?;
+            Ok::<_, Refusal>((cluster, node.role))
+        })?;
+        let subject = Subject {
+            node_id: id.clone(),
+            role,
+            cluster_id: cluster.id.clone(),
+        };
+        let life = cluster.spec.certificate_expiry;
+        let term = Term { now, life };
+        let chain = Authority::new(&cluster)?.issue(csr, &subject, term, &mut rand::rng())?;
+        let answer = v1::RenewNodeCertificateResponse {
+            role: v1::Role::from(role).into(),
+            certificate_chain_pem: chain,
+            root_ca_pem: cluster.root_ca_pem.clone(),
+        };
+        Ok((answer, life))
     }
 }
 
@@ -114,5 +157,23 @@ impl NodeCa for NodeCaService {
             role: v1::Role::from(subject.role).into(),
             certificate_chain_pem: chain,
         }))
+    }
+
+    async fn renew_node_certificate(
+        &self,
+        request: Request<v1::RenewNodeCertificateRequest>,
+    ) -> Result<Response<v1::RenewNodeCertificateResponse>, Status> {
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or(Refusal::NotNode)?;
+        let (answer, life) = self
+            .renew(&caller, &request.into_inner().csr, clock::now())
+            .inspect_err(|refusal| {
+                tracing::info!(identity = ?caller.peer.identity, %refusal, "refused a renewal");
+            })?;
+        // Whoever is at the other end holds the key of the new certificate: the request was signed
+        // with it, and only this connection could carry the answer.
+        caller.lease.extend(life);
+        tracing::info!(identity = ?caller.peer.identity, "renewed a node's certificate");
+        Ok(Response::new(answer))
     }
 }

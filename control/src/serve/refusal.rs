@@ -5,7 +5,8 @@ use std::error::Error;
 
 use swarm_api::convert::ConvertError;
 use swarm_model::{
-    InvalidNetwork, InvalidSpec, NetworkId, NodeId, PortConfig, PublishMode, ServiceId,
+    InvalidCluster, InvalidNetwork, InvalidSpec, NetworkId, NodeId, PortConfig, PublishMode,
+    ServiceId,
 };
 use tonic::{Code, Status};
 
@@ -22,6 +23,9 @@ pub(super) enum Refusal {
     /// A spec that makes no sense.
     #[error(transparent)]
     Spec(#[from] InvalidSpec),
+    /// Settings of the swarm that make no sense.
+    #[error(transparent)]
+    Cluster(#[from] InvalidCluster),
     /// A network's spec that makes no sense.
     #[error(transparent)]
     NetworkSpec(#[from] InvalidNetwork),
@@ -136,10 +140,8 @@ pub(super) enum Refusal {
     #[error("service {0} cannot be given another name; create one with the new name instead")]
     Rename(String),
     /// Made from an older version.
-    #[error(
-        "update out of sequence: the service changed since it was read; read it again and repeat"
-    )]
-    OutOfSequence,
+    #[error("update out of sequence: the {0} changed since it was read; read it again and repeat")]
+    OutOfSequence(&'static str),
     /// The node may still be running tasks.
     #[error(
         "node {name} is {state}; stop its agent and wait until it is down, or remove it all the \
@@ -163,6 +165,12 @@ pub(super) enum Refusal {
          `swarmctl swarm join-token worker` prints"
     )]
     ManagerJoin,
+    /// Only nodes have certificates to renew.
+    #[error("only a node of the swarm can renew its certificate")]
+    NotNode,
+    /// More certificates than a node needs.
+    #[error("this node renews its certificate too often; try again in half a minute")]
+    TooManyRenewals,
     /// More joins than are handled.
     #[error("too many hosts are joining at once; try again in a few seconds")]
     TooManyJoins,
@@ -194,6 +202,7 @@ impl Refusal {
         match self {
             Self::Convert(_)
             | Self::Spec(_)
+            | Self::Cluster(_)
             | Self::NetworkSpec(_)
             | Self::AttachedToIngress
             | Self::NodeLocalNetwork(_)
@@ -207,7 +216,7 @@ impl Refusal {
             | Self::Token(Refused::Invalid(_)) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             // What gRPC says for: read again and repeat.
-            Self::OutOfSequence => Code::Aborted,
+            Self::OutOfSequence(_) => Code::Aborted,
             Self::NameTaken { .. } | Self::PortTaken { .. } | Self::NetworkNameTaken { .. } => {
                 Code::AlreadyExists
             }
@@ -218,7 +227,9 @@ impl Refusal {
             | Self::NodeIsManager(_)
             | Self::ManagerJoin => Code::FailedPrecondition,
             Self::Token(Refused::OtherSwarm | Refused::Secret) => Code::PermissionDenied,
+            Self::NotNode => Code::PermissionDenied,
             Self::TooManyJoins
+            | Self::TooManyRenewals
             | Self::TooManyNodes(_)
             | Self::Network(NoNetwork::NoSubnet | NoNetwork::NoVni) => Code::ResourceExhausted,
             Self::Issue(error) if error.is_callers_fault() => Code::InvalidArgument,

@@ -82,13 +82,13 @@ pub(crate) async fn serve_network<D: Dispatcher>(
     };
     let router = builder(&store)
         .add_service(
-            NodeCaServer::new(NodeCaService::new(store))
+            NodeCaServer::new(NodeCaService::new(store.clone()))
                 .max_decoding_message_size(MAX_JOIN_MESSAGE_BYTES),
         )
         .add_service(DispatcherServer::new(dispatcher).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES));
     let (ready, connections) = mpsc::channel(listen::QUEUE);
-    let accept = listen::accept(listener, cluster_id, tls, ready);
+    let accept = listen::accept(listener, cluster_id, tls, store, ready);
     serve(router, connections, accept, stop).await
 }
 

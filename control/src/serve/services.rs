@@ -67,7 +67,7 @@ pub(super) fn update(
         return Err(Refusal::BeingRemoved(current.spec.name.clone()));
     }
     if current.meta.version != version {
-        return Err(Refusal::OutOfSequence);
+        return Err(Refusal::OutOfSequence("service"));
     }
     if current.spec.name != spec.name {
         return Err(Refusal::Rename(current.spec.name.clone()));

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
 
 use super::connection::{Connection, Stream};
+use super::lease::Lease;
 use super::listen::ACCEPT_PAUSE;
 use super::{Identity, Peer};
 
@@ -83,7 +84,8 @@ pub(super) async fn accept(listener: UnixListener, ready: mpsc::Sender<io::Resul
                     identity: Identity::LocalOperator,
                     address: None,
                 };
-                let connection = Connection::new(Stream::Unix(stream), peer, None, permit);
+                let stream = Stream::Unix(stream);
+                let connection = Connection::new(stream, peer, Lease::new(None), (permit, None));
                 // Fails only when the server is stopping.
                 let _ = ready.send(Ok(connection)).await;
             }

@@ -6,3 +6,6 @@ mod matrix;
 mod membership;
 mod network;
 mod networks;
+mod sessions;
+
+pub(super) use matrix::methods;

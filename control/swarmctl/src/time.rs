@@ -48,6 +48,11 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// In milliseconds, as the wire has it.
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +65,7 @@ mod tests {
             ("1m30s", 90_000),
             ("500ms", 500),
             ("1h", 3_600_000),
+            ("2160h0m0s", 7_776_000_000),
         ] {
             assert_eq!(
                 parse_duration(text),

@@ -5,7 +5,7 @@ use swarm_model::{ClusterId, ClusterSpec, Meta, NodeId};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
-use super::super::Validity;
+use super::super::subject::validity;
 use super::*;
 
 const NOW: Timestamp = Timestamp(1_800_000_000_123);
@@ -142,8 +142,11 @@ fn validity_is_backdated_and_the_chain_ends_in_the_root() {
     assert_eq!(root.subject().to_string(), "CN=swarm-ca");
     assert!(root.is_ca());
 
-    let renew_at = Validity::from_der(&der).unwrap().renew_at();
-    assert!(renew_at > NOW.after(59 * DAY) && renew_at < NOW.after(61 * DAY));
+    let validity = validity(&der).unwrap();
+    // Certificates name whole seconds.
+    let issued = Timestamp(NOW.0 / 1000 * 1000);
+    assert_eq!(validity.issued_at(), issued);
+    assert_eq!(validity.left(issued), 90 * DAY);
 }
 
 #[test]

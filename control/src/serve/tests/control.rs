@@ -474,3 +474,48 @@ async fn lists_count_what_runs_and_name_the_hosts() {
         "there is no service \"nope\"; `swarmctl service ls` lists them",
     );
 }
+
+#[tokio::test]
+async fn the_swarms_settings_are_changed_if_they_are_sound_and_nobody_else_changed_them() {
+    let manager = Manager::start().await;
+    let mut control = ControlClient::new(manager.local());
+    let mut get = async || {
+        let answer = control.get_cluster(v1::GetClusterRequest {}).await;
+        answer.unwrap().into_inner()
+    };
+    let first = get().await;
+    let spec = v1::ClusterSpec {
+        certificate_expiry_ms: 30 * 60 * 1000,
+        ..first.spec.unwrap()
+    };
+    let update = async |version, spec: v1::ClusterSpec| {
+        let spec = Some(spec);
+        let mut control = ControlClient::new(manager.local());
+        control
+            .update_cluster(v1::UpdateClusterRequest { version, spec })
+            .await
+            .map_err(|status| (status.code(), status.message().to_owned()))
+    };
+    update(first.version, spec).await.unwrap();
+    let second = get().await;
+    assert_eq!(second.spec, Some(spec));
+    assert!(second.version > first.version);
+
+    let (code, text) = update(first.version, spec).await.unwrap_err();
+    assert_eq!(code, Code::Aborted);
+    assert!(
+        text.contains("the swarm changed since it was read"),
+        "{text}"
+    );
+    let short = v1::ClusterSpec {
+        certificate_expiry_ms: 30 * 60 * 1000 - 1,
+        ..spec
+    };
+    let (code, text) = update(second.version, short).await.unwrap_err();
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(
+        text.starts_with("certificates can be given a life from 30 minutes"),
+        "{text}"
+    );
+    assert_eq!(get().await, second);
+}

@@ -72,6 +72,7 @@ impl Manager {
             &cluster,
             &self_id,
             clock::now(),
+            &mut rand::rng(),
         )
         .unwrap();
         let (tls, tls_receiver) = watch::channel(Arc::new(certificate.server));

@@ -1,5 +1,7 @@
 //! Every method from every kind of caller.
 
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use swarm_model::Role;
 use tonic::body::Body;
 use tonic::codegen::Service as _;
@@ -9,35 +11,46 @@ use tonic::{Code, Status};
 
 use super::harness::{HOUR, Manager, credentials, new_cluster};
 
-const NODE_CA: [&str; 2] = [
-    "/swarm.v1.NodeCa/GetRootCertificate",
-    "/swarm.v1.NodeCa/IssueNodeCertificate",
-];
-const DISPATCHER: [&str; 1] = ["/swarm.v1.Dispatcher/Session"];
-const CONTROL: [&str; 16] = [
-    "/swarm.v1.Control/GetCluster",
-    "/swarm.v1.Control/GetJoinToken",
-    "/swarm.v1.Control/ListNodes",
-    "/swarm.v1.Control/GetNode",
-    "/swarm.v1.Control/RemoveNode",
-    "/swarm.v1.Control/CreateService",
-    "/swarm.v1.Control/UpdateService",
-    "/swarm.v1.Control/RemoveService",
-    "/swarm.v1.Control/GetService",
-    "/swarm.v1.Control/ListServices",
-    "/swarm.v1.Control/CreateNetwork",
-    "/swarm.v1.Control/RemoveNetwork",
-    "/swarm.v1.Control/PruneNetworks",
-    "/swarm.v1.Control/GetNetwork",
-    "/swarm.v1.Control/ListNetworks",
-    "/swarm.v1.Control/ListTasks",
-];
-const LOCAL: [&str; 1] = ["/swarm.v1.LocalControl/IssueManagerCertificate"];
-const UNKNOWN: [&str; 3] = [
-    "/swarm.v1.Control/DropEverything",
-    "/swarm.v1.LocalAgent/Leave",
-    "/grpc.health.v1.Health/Check",
-];
+/// Who is meant to call a method; said here once more, apart from the table that decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meant {
+    Anyone,
+    Nodes,
+    Managers,
+    Local,
+    /// Not a manager's to answer.
+    Nobody,
+}
+
+/// Every method of every service, from the protocol files. Whoever adds one says here who may call
+/// it.
+pub(in crate::serve) fn methods() -> Vec<String> {
+    let files = FileDescriptorSet::decode(swarm_api::FILE_DESCRIPTOR_SET).unwrap();
+    let mut methods = Vec::new();
+    for file in files.file {
+        for service in &file.service {
+            for method in &service.method {
+                let (package, service) = (file.package(), service.name());
+                methods.push(format!("/{package}.{service}/{}", method.name()));
+            }
+        }
+    }
+    methods.sort();
+    assert!(methods.len() > 20, "{methods:?}");
+    methods
+}
+
+fn meant(method: &str) -> Meant {
+    match method.trim_start_matches('/').split_once('/').unwrap() {
+        ("swarm.v1.NodeCa", "GetRootCertificate" | "IssueNodeCertificate") => Meant::Anyone,
+        ("swarm.v1.NodeCa", "RenewNodeCertificate") | ("swarm.v1.Dispatcher", _) => Meant::Nodes,
+        ("swarm.v1.Control", _) => Meant::Managers,
+        ("swarm.v1.LocalControl", _) => Meant::Local,
+        // The agent's own socket; then what no protocol file has.
+        ("swarm.v1.LocalAgent", _) | ("grpc.health.v1.Health", _) => Meant::Nobody,
+        _ => panic!("{method}: say here who is meant to call it"),
+    }
+}
 
 /// How a call ended, as far as the right to make it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +85,17 @@ async fn call(channel: &Channel, path: &str) -> Verdict {
     }
 }
 
-async fn check(caller: &str, channel: &Channel, expected: [(&[&str], Verdict); 5]) {
-    for (methods, verdict) in expected {
-        for method in methods {
-            assert_eq!(call(channel, method).await, verdict, "{caller}: {method}");
-        }
+async fn check(caller: &str, channel: &Channel, expected: impl Fn(Meant) -> Verdict) {
+    let unknown = ["/swarm.v1.Control/", "/grpc.health.v1.Health/Check"];
+    let methods = methods();
+    for method in methods.iter().map(String::as_str).chain(unknown) {
+        let meant = if method.ends_with('/') {
+            Meant::Nobody
+        } else {
+            meant(method)
+        };
+        let verdict = call(channel, method).await;
+        assert_eq!(verdict, expected(meant), "{caller}: {method}");
     }
 }
 
@@ -87,75 +106,82 @@ async fn every_method_from_every_kind_of_caller() {
     let peer_id = manager.add_node(Role::Manager, "h3").await;
     let nobody = swarm_model::NodeId::random(&mut rand::rng());
     let elsewhere = new_cluster();
+    let mut impostor = new_cluster();
+    impostor.id = manager.cluster.id.clone();
     let long = 100 * HOUR;
     let short = HOUR / 2;
 
     let denied = Refused(Code::PermissionDenied);
     let anonymous = Refused(Code::Unauthenticated);
     let unknown = Refused(Code::Unimplemented);
-    let row = |node_ca, dispatcher, control, local, unknown| {
-        [
-            (&NODE_CA[..], node_ca),
-            (&DISPATCHER[..], dispatcher),
-            (&CONTROL[..], control),
-            (&LOCAL[..], local),
-            (&UNKNOWN[..], unknown),
-        ]
+    let row = |nodes, managers, local| {
+        move |meant| match meant {
+            Meant::Anyone => Passed,
+            Meant::Nodes => nodes,
+            Meant::Managers => managers,
+            Meant::Local => local,
+            Meant::Nobody => unknown,
+        }
     };
-    let nothing = row(
-        NoConnection,
-        NoConnection,
-        NoConnection,
-        NoConnection,
-        NoConnection,
-    );
-    for (caller, certificate, expected) in [
-        (
-            "no certificate",
-            None,
-            row(Passed, anonymous, anonymous, anonymous, unknown),
-        ),
+    let callers = [
+        ("no certificate", None, row(anonymous, anonymous, anonymous)),
         (
             "worker",
             Some(manager.credentials(&worker_id, Role::Worker, long)),
-            row(Passed, Passed, denied, denied, unknown),
+            row(Passed, denied, denied),
         ),
         (
             "manager",
             Some(manager.credentials(&peer_id, Role::Manager, long)),
-            row(Passed, Passed, Passed, denied, unknown),
+            row(Passed, Passed, denied),
         ),
         (
             "manager that was demoted",
             Some(manager.credentials(&worker_id, Role::Manager, long)),
-            row(Passed, Passed, denied, denied, unknown),
+            row(Passed, denied, denied),
         ),
         (
             "worker that was promoted but has its old certificate",
             Some(manager.credentials(&peer_id, Role::Worker, long)),
-            row(Passed, Passed, denied, denied, unknown),
+            row(Passed, denied, denied),
         ),
         (
-            "removed node",
+            "worker that was removed",
+            Some(manager.credentials(&nobody, Role::Worker, long)),
+            row(denied, denied, denied),
+        ),
+        (
+            "manager that was removed",
             Some(manager.credentials(&nobody, Role::Manager, long)),
-            row(Passed, denied, denied, denied, unknown),
+            row(denied, denied, denied),
         ),
-        (
-            "expired certificate",
-            Some(manager.credentials(&peer_id, Role::Manager, short)),
-            nothing,
-        ),
-        (
-            "certificate of another swarm",
-            Some(credentials(&elsewhere, &peer_id, Role::Manager, long)),
-            nothing,
-        ),
-    ] {
+    ];
+    for (caller, certificate, expected) in callers {
         let channel = manager.channel(certificate.as_ref());
         check(caller, &channel, expected).await;
     }
-    // Not served there, whoever asks.
-    let elsewhere = unknown;
-    let local = row(elsewhere, anonymous, Passed, Passed, unknown);
-    check("local operator", &manager.local(), local).await;
+    for (caller, certificate) in [
+        (
+            "expired certificate",
+            manager.credentials(&peer_id, Role::Manager, short),
+        ),
+        (
+            "certificate of another swarm",
+            credentials(&elsewhere, &peer_id, Role::Manager, long),
+        ),
+        (
+            "certificate of another swarm that says it is this one's",
+            credentials(&impostor, &peer_id, Role::Manager, long),
+        ),
+    ] {
+        let channel = manager.channel(Some(&certificate));
+        check(caller, &channel, |_| NoConnection).await;
+    }
+    // What is for the network is not served there, whoever asks.
+    check("local operator", &manager.local(), |meant| match meant {
+        Meant::Nodes => anonymous,
+        Meant::Managers | Meant::Local => Passed,
+        Meant::Anyone | Meant::Nobody => unknown,
+    })
+    .await;
 }

@@ -17,7 +17,7 @@ use crate::ca::OwnCertificate;
 use crate::clock;
 
 /// Reads until the other side closes.
-async fn closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
+pub(super) async fn closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
     let mut rest = Vec::new();
     // How it is closed, in order or by a reset, is the server's affair.
     let _ = timeout(PATIENCE, stream.read_to_end(&mut rest))
@@ -133,6 +133,7 @@ async fn a_new_certificate_is_served_without_a_restart() {
         &manager.cluster,
         &manager.self_id,
         clock::now(),
+        &mut rand::rng(),
     )
     .unwrap();
     manager.tls.send_replace(Arc::new(renewed.server));

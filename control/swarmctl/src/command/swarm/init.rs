@@ -1,8 +1,11 @@
 //! `swarmctl swarm init`.
 
+use std::time::Duration;
+
 use swarm_api::v1;
 
 use crate::connect::{Sockets, answer, request};
+use crate::time::{milliseconds, parse_duration};
 
 /// Makes a swarm.
 #[derive(Debug, clap::Args)]
@@ -31,6 +34,9 @@ pub(crate) struct Init {
         hide_default_value = true
     )]
     data_path_addr: String,
+    /// Life of nodes' certificates, such as 2160h; at least 30m [default: 2160h0m0s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    cert_expiry: Option<Duration>,
 }
 
 impl Init {
@@ -39,6 +45,7 @@ impl Init {
             advertise_address: self.advertise_addr,
             listen_address: self.listen_addr,
             data_path_address: self.data_path_addr,
+            certificate_expiry_ms: certificate_expiry_ms(self.cert_expiry),
         };
         let made = answer(sockets.agent().await?.init(request(message)).await)?;
         println!(
@@ -52,4 +59,9 @@ impl Init {
         );
         Ok(())
     }
+}
+
+/// What was asked for, on the wire, where 0 means that nothing was.
+fn certificate_expiry_ms(asked: Option<Duration>) -> u64 {
+    asked.map_or(0, |expiry| milliseconds(expiry).max(1))
 }

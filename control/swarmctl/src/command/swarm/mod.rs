@@ -5,6 +5,7 @@ mod join;
 mod join_token;
 mod leave;
 mod status;
+mod update;
 
 use crate::connect::Sockets;
 
@@ -21,6 +22,8 @@ pub(crate) enum SwarmCommand {
     Leave(leave::Leave),
     /// Show how this host stands
     Status(status::Status),
+    /// Change settings of the swarm
+    Update(update::Update),
 }
 
 impl SwarmCommand {
@@ -31,6 +34,7 @@ impl SwarmCommand {
             Self::JoinToken(verb) => verb.run(sockets).await,
             Self::Leave(verb) => verb.run(sockets).await,
             Self::Status(verb) => verb.run(sockets).await,
+            Self::Update(verb) => verb.run(sockets).await,
         }
     }
 }

@@ -1,39 +1,36 @@
-//! How many hosts may ask to join. Pure: a token bucket.
+//! How often something that costs may be asked for. Pure: a token bucket.
 
 use swarm_model::Timestamp;
 
-/// Requests that may come at once: a rack of hosts started together.
-const BURST: u64 = 100;
-
-/// Time after which one more may come. Bounds what wrong tokens cost in signatures and log lines.
-const INTERVAL_MS: u64 = 100;
-
-/// A full bucket is `BURST` tokens; it refills with time.
+/// Starts full; refills with time.
 #[derive(Debug)]
-pub(super) struct JoinRate {
+pub(super) struct TokenBucket {
+    burst: u64,
+    interval_ms: u64,
     tokens: u64,
     refilled_at: Timestamp,
 }
 
-impl Default for JoinRate {
-    fn default() -> Self {
+impl TokenBucket {
+    /// `burst` requests may come at once, and one more after every `interval_ms`, not zero.
+    pub(super) fn new(burst: u64, interval_ms: u64) -> Self {
         Self {
-            tokens: BURST,
+            burst,
+            interval_ms,
+            tokens: burst,
             refilled_at: Timestamp(0),
         }
     }
-}
 
-impl JoinRate {
     /// Whether one more request may be handled at `now`.
     pub(super) fn take(&mut self, now: Timestamp) -> bool {
         if now < self.refilled_at {
             // The clock was set back; count from here.
             self.refilled_at = now;
         }
-        let due = (now.0 - self.refilled_at.0) / INTERVAL_MS;
-        self.tokens = self.tokens.saturating_add(due).min(BURST);
-        self.refilled_at.0 += due * INTERVAL_MS;
+        let due = (now.0 - self.refilled_at.0) / self.interval_ms;
+        self.tokens = self.tokens.saturating_add(due).min(self.burst);
+        self.refilled_at.0 += due * self.interval_ms;
         let free = self.tokens > 0;
         self.tokens = self.tokens.saturating_sub(1);
         free
@@ -44,9 +41,12 @@ impl JoinRate {
 mod tests {
     use super::*;
 
+    const BURST: u64 = 100;
+    const INTERVAL_MS: u64 = 100;
+
     #[test]
     fn a_burst_then_one_an_interval() {
-        let mut rate = JoinRate::default();
+        let mut rate = TokenBucket::new(BURST, INTERVAL_MS);
         let start = Timestamp(1_000_000);
         let taken = (0..2 * BURST).filter(|_| rate.take(start)).count() as u64;
         assert_eq!(taken, BURST);
