@@ -114,7 +114,6 @@ fn told(swarm: &Swarm) -> Result<(Ipv4Addr, BTreeSet<Ipv4Addr>)> {
 }
 
 #[test]
-#[ignore = "not run in the lab yet"]
 fn names_are_what_network_inspect_says() {
     let swarm = swarm();
     let asker = Inside::of(&swarm, "asker").unwrap();
@@ -147,7 +146,6 @@ fn names_are_what_network_inspect_says() {
 }
 
 #[test]
-#[ignore = "not run in the lab yet"]
 fn a_name_outlives_its_tasks_and_its_managers() {
     let swarm = swarm();
     let asker = Inside::of(&swarm, "asker").unwrap();

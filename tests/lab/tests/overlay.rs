@@ -53,7 +53,6 @@ fn address(host: &Host, task: &TaskRow, interface: &str) -> String {
 }
 
 #[test]
-#[ignore = "not run in the lab yet"]
 fn services_on_a_users_network_talk_by_address_and_leave_nothing() {
     let swarm = Swarm::fresh().unwrap();
     swarm
@@ -100,7 +99,6 @@ fn services_on_a_users_network_talk_by_address_and_leave_nothing() {
 }
 
 #[test]
-#[ignore = "not run in the lab yet"]
 fn a_task_reaches_the_outside_masqueraded_and_one_on_an_internal_network_does_not() {
     let swarm = Swarm::fresh().unwrap();
     swarm

@@ -109,7 +109,6 @@ fn answering(swarm: &Swarm, host: &Host, port: u16, times: usize) -> Result<BTre
 }
 
 #[test]
-#[ignore = "written before the table held IPv6 too; not seen to pass since"]
 fn mode_host_answers_where_the_task_is_and_the_next_task_waits_for_a_node() {
     let swarm = swarm();
     let web = Web::create(
@@ -179,7 +178,6 @@ fn a_bound_port_answers_at_its_address_only() {
 }
 
 #[test]
-#[ignore = "written before the table held IPv6 too; not seen to pass since"]
 fn policies_keep_connections_on_the_node() {
     let swarm = swarm();
     let web = Web::create(
@@ -218,7 +216,6 @@ fn policies_keep_connections_on_the_node() {
 }
 
 #[test]
-#[ignore = "written before the table held IPv6 too; not seen to pass since"]
 fn every_scheduler_balances_and_maglev_chooses_alike_everywhere() {
     let swarm = swarm();
     let web = Web::create(&swarm, "sched", 3, &["-p", "8085:80"]);
@@ -273,7 +270,6 @@ fn asked_from(swarm: &Swarm, client_port: u16, host: &Host, port: u16) -> Result
 }
 
 #[test]
-#[ignore = "written before the table held IPv6 too; not seen to pass since"]
 fn affinity_brings_a_client_back() {
     let swarm = swarm();
     let _web = Web::create(
