@@ -28,17 +28,24 @@ pub fn flow_learn(ctx: TcContext) -> i32 {
     let Some(mac) = packet::source_mac(&ctx) else {
         return NEXT;
     };
-    // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
-    if let Some(node) = unsafe { INGRESS_MACS.get(Mac::new(mac)) } {
-        learn(&ctx, mac, *node);
+    if let Some(node) = ingress_node(mac) {
+        learn(&ctx, mac, node);
     } else if !isolation::may_receive(&ctx) {
         return TC_ACT_SHOT;
     }
     NEXT
 }
 
+/// The number of the ingress node with this MAC address.
 #[inline(always)]
-fn learn(ctx: &TcContext, mac: [u8; 6], node: u32) -> Option<()> {
+pub fn ingress_node(mac: [u8; 6]) -> Option<u32> {
+    // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
+    unsafe { INGRESS_MACS.get(Mac::new(mac)) }.copied()
+}
+
+/// Remembers that a client's packet came through the ingress node with this MAC address and number.
+#[inline(always)]
+pub fn learn(ctx: &TcContext, mac: [u8; 6], node: u32) -> Option<()> {
     let (key, ports) = flow(ctx)?;
     // SAFETY: a helper without arguments.
     let now_ns = unsafe { bpf_ktime_get_coarse_ns() };

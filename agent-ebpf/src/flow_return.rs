@@ -1,15 +1,17 @@
 //! `flow_return`: tc ingress on the host side of a task's veth. An answer to a client that came
-//! through the mesh goes back to the ingress node it came through; everything else takes the
+//! through the mesh goes back to the ingress node it came through, straight by the tunnel; everything else takes the
 //! ordinary way out.
 
 use aya_ebpf::bindings::TC_ACT_SHOT;
+use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{Counter, FlowKey, FragmentValue, flow_state};
+use swarm_ebpf_common::{Counter, FlowKey, FragmentValue, Mac, flow_state};
 
 use crate::count::count;
 use crate::flow_learn::{FLOW, closing};
 use crate::headers::{Headers, Part};
+use crate::mesh_uplink::CONFIG;
 use crate::packet::tcp;
 use crate::{NEXT, fragments, headers, isolation, packet};
 
@@ -43,7 +45,13 @@ fn answer(ctx: &TcContext) -> Option<i32> {
         count(Counter::ReturnFailed);
         return Some(TC_ACT_SHOT);
     }
-    Some(NEXT)
+    let config = CONFIG.get(0)?;
+    if config.vxlan_ifindex == 0 || config.mac == Mac::new(mac) {
+        return Some(NEXT);
+    }
+    // To another node: the bridge would do the same.
+    // SAFETY: a helper without pointers.
+    Some(unsafe { bpf_redirect(config.vxlan_ifindex, 0) } as i32)
 }
 
 /// MAC address of the ingress node that a flow came through, noting the flags of an answer.

@@ -29,6 +29,9 @@ static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(capacity::SOURCES, BPF
 static SERVICE_STATS: PerCpuHashMap<u32, ServiceStats> =
     PerCpuHashMap::pinned(capacity::SERVICE_STATS, 0);
 
+/// UDP port of VXLAN (IANA), in wire order.
+const VXLAN_PORT: u16 = 4789_u16.to_be();
+
 /// The 12 bits of a VLAN's number.
 const VLAN_ID: u32 = 0x0fff;
 
@@ -48,6 +51,10 @@ fn published(ctx: &TcContext) -> Option<i32> {
     }
     let found = if let Some(ip) = packet::ipv4(ctx) {
         if let Some(ports) = packet::ports(ctx, &ip) {
+            // What most packets of a node are: the tunnel's own. Nobody can publish its port.
+            if ip.protocol == packet::PROTOCOL_UDP && ports.destination == VXLAN_PORT {
+                return None;
+            }
             let (client, address) = (ip.source_address(), ip.destination_address());
             request(client, address, ports.destination, ip.protocol)?
         } else {

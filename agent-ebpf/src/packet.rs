@@ -133,9 +133,15 @@ pub struct Ports {
 /// The source MAC address.
 #[inline(always)]
 pub fn source_mac(ctx: &TcContext) -> Option<[u8; 6]> {
+    Some(macs(ctx)?.1)
+}
+
+/// Destination and source MAC address.
+#[inline(always)]
+pub fn macs(ctx: &TcContext) -> Option<([u8; 6], [u8; 6])> {
     let header: *const EthernetHeader = reach(ctx, 0)?;
     // SAFETY: `reach` compared the header's end with the packet's.
-    Some(unsafe { (*header).source })
+    Some(unsafe { ((*header).destination, (*header).source) })
 }
 
 /// The IPv4 header; nothing when the packet is not IPv4 or not well-formed.

@@ -1,24 +1,61 @@
-//! `shortcut_out`: tc ingress on the ingress namespace's VXLAN device. A task's answer that the
-//! client has asked this node for gets the node's address back and goes straight to the host, where
-//! `mesh_out` takes it.
+//! `shortcut_out`: tc ingress on the ingress namespace's VXLAN device, where packets come from other
+//! nodes.
+//!
+//! A client's packet for a task here goes straight into the task's namespace: `flow_learn` at the
+//! task's port would have seen it. A task's answer that the client has asked this node for gets the
+//! node's address back and goes straight to the host, where `mesh_out` takes it.
 
-use aya_ebpf::helpers::bpf_redirect_peer;
-use aya_ebpf::macros::classifier;
+use aya_ebpf::helpers::{bpf_redirect_peer, bpf_skb_change_type};
+use aya_ebpf::macros::{classifier, map};
+use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{shortcut_state, shortcut_way};
+use swarm_ebpf_common::{Mac, capacity, shortcut_state, shortcut_way};
 
-use crate::NEXT;
-use crate::shortcut::{SHORTCUTS, note_state, packet, rewrite};
+use crate::flow_learn::{ingress_node, learn};
+use crate::shortcut::{SHORTCUTS, note_state, packet as read, rewrite};
+use crate::{NEXT, packet};
+
+#[map(name = "task_macs")]
+static TASK_MACS: HashMap<Mac, u32> = HashMap::pinned(capacity::TASK_MACS, 0);
+
+/// `PACKET_HOST` (linux/if_packet.h): the packet is for the device that has it.
+const PACKET_HOST: u32 = 0;
 
 /// Entry point.
 #[classifier]
 pub fn shortcut_out(ctx: TcContext) -> i32 {
-    outward(&ctx).unwrap_or(NEXT)
+    arrived(&ctx).unwrap_or(NEXT)
+}
+
+#[inline(always)]
+fn arrived(ctx: &TcContext) -> Option<i32> {
+    let (destination, source) = packet::macs(ctx)?;
+    // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
+    match unsafe { TASK_MACS.get(Mac::new(destination)) } {
+        Some(port) => inward(ctx, *port, source),
+        None => outward(ctx),
+    }
+}
+
+/// What an ingress node sends to the task behind `port`. What others send goes by the bridge, and at
+/// the port it is looked at whether they may.
+#[inline(always)]
+fn inward(ctx: &TcContext, port: u32, source: [u8; 6]) -> Option<i32> {
+    let node = ingress_node(source)?;
+    learn(ctx, source, node);
+    // To the tunnel's device it was somebody else's.
+    // SAFETY: the kernel gives every program a valid context; a helper without pointers.
+    unsafe {
+        if bpf_skb_change_type(ctx.skb.skb, PACKET_HOST) != 0 {
+            return None;
+        }
+        Some(bpf_redirect_peer(port, 0) as i32)
+    }
 }
 
 #[inline(always)]
 fn outward(ctx: &TcContext) -> Option<i32> {
-    let packet = packet(ctx, shortcut_way::OUT)?;
+    let packet = read(ctx, shortcut_way::OUT)?;
     let known = SHORTCUTS.get_ptr_mut(packet.key)?;
     // SAFETY: the map owns the value. It changes only by replacement of the whole value and in one
     // aligned integer, which may be lost: then IPVS misses the end of a connection.

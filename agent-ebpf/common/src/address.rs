@@ -112,7 +112,7 @@ impl fmt::Debug for Address {
 
 /// A MAC address, padded to a size the programs can load as words.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac {
     /// The six octets in transmission order.
     pub octets: [u8; 6],

@@ -1,5 +1,7 @@
 //! What the programs need to know about the host's links.
 
+use crate::Mac;
+
 /// The single entry of the map `config`. All zero until the agent has written it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -10,10 +12,17 @@ pub struct Config {
     /// Interface index of the default uplink, for replies to which the routing table has no
     /// answer. 0: such replies are dropped.
     pub uplink_ifindex: u32,
+    /// Interface index, in the ingress namespace, of the VXLAN device. 0: answers to other nodes
+    /// find it by the bridge.
+    pub vxlan_ifindex: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// This node's own MAC address on the ingress network.
+    pub mac: Mac,
 }
 
-const _: () = assert!(size_of::<Config>() == 8);
+const _: () = assert!(size_of::<Config>() == 24);
 
-// SAFETY: `repr(C)`, two `u32`, no padding; every bit pattern is a value.
+// SAFETY: `repr(C)`, four `u32` and 8 bytes, no padding; every bit pattern is a value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}

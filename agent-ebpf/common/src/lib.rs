@@ -67,6 +67,9 @@ pub mod map {
     /// `HASH` of an interface index in the ingress namespace (`u32`) to
     /// [`TaskPort`](crate::TaskPort).
     pub const TASK_PORTS: &str = "task_ports";
+    /// `HASH` of a task's [`Mac`](crate::Mac) on the ingress network to the interface index (`u32`)
+    /// of its port in the ingress namespace.
+    pub const TASK_MACS: &str = "task_macs";
     /// `HASH` of [`PublishedKey`](crate::PublishedKey) to `u32` (always 1): what other tasks may
     /// reach on the ingress network, by the task's address and target port.
     pub const TARGETS: &str = "targets";
@@ -108,6 +111,8 @@ pub mod capacity {
     pub const SERVICE_STATS: u32 = 4_096;
     /// Tasks of one host.
     pub const TASK_PORTS: u32 = 4_096;
+    /// The same.
+    pub const TASK_MACS: u32 = TASK_PORTS;
     /// Published targets of all tasks of the swarm.
     pub const TARGETS: u32 = 65_536;
     /// Namespaces of one host: its own and those of its tasks.

@@ -131,6 +131,7 @@ pub(super) fn prepared(pin_dir: &Path) -> Result<Mesh> {
     mesh.set_config(Config {
         e1h_ifindex: INTERFACE,
         uplink_ifindex: INTERFACE,
+        ..Config::default()
     })?;
     let key = PublishedKey::new(NODE.0.into(), NODE.1, Protocol::Tcp);
     let value = PublishedValue {

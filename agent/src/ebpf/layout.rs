@@ -26,7 +26,7 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 18] = [
+pub(super) const LAYOUTS: [Layout; 19] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
     Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
@@ -43,6 +43,7 @@ pub(super) const LAYOUTS: [Layout; 18] = [
     ),
     Layout::of::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Counter::COUNT),
     Layout::of::<u32, TaskPort>(map::TASK_PORTS, MapType::Hash, capacity::TASK_PORTS),
+    Layout::of::<Mac, u32>(map::TASK_MACS, MapType::Hash, capacity::TASK_MACS),
     Layout::of::<PublishedKey, u32>(map::TARGETS, MapType::Hash, capacity::TARGETS),
     Layout::of::<u64, SocketScope>(map::SOCK_SCOPE, MapType::Hash, capacity::SOCK_SCOPE),
     Layout::of::<SocketService, SocketTarget>(

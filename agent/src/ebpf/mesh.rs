@@ -144,6 +144,7 @@ pub(crate) struct Mesh {
     node_addrs: HashMap<MapData, Address, u32>,
     ingress_macs: HashMap<MapData, Mac, u32>,
     task_ports: HashMap<MapData, u32, TaskPort>,
+    task_macs: HashMap<MapData, Mac, u32>,
     targets: HashMap<MapData, PublishedKey, u32>,
     flow: HashMap<MapData, FlowKey, FlowValue>,
     service_stats: PerCpuHashMap<MapData, u32, ServiceStats>,
@@ -176,6 +177,7 @@ impl Mesh {
             node_addrs: take(&mut object, map::NODE_ADDRS)?,
             ingress_macs: take(&mut object, map::INGRESS_MACS)?,
             task_ports: take(&mut object, map::TASK_PORTS)?,
+            task_macs: take(&mut object, map::TASK_MACS)?,
             targets: take(&mut object, map::TARGETS)?,
             flow: take(&mut object, map::FLOW)?,
             service_stats: take(&mut object, map::SERVICE_STATS)?,
@@ -297,10 +299,16 @@ impl Mesh {
         &mut self,
         desired: &BTreeMap<u32, TaskPort>,
     ) -> Result<Changed, MeshError> {
-        reconcile(&mut self.task_ports, desired).map_err(|source| MeshError::UseMap {
-            map: map::TASK_PORTS,
-            source,
-        })
+        let macs = desired
+            .iter()
+            .map(|(ifindex, port)| (port.mac, *ifindex))
+            .collect();
+        let used = |map| move |source| MeshError::UseMap { map, source };
+        // What a task may do is known before anything is delivered to it past the bridge.
+        let mut changed =
+            reconcile(&mut self.task_ports, desired).map_err(used(map::TASK_PORTS))?;
+        changed += reconcile(&mut self.task_macs, &macs).map_err(used(map::TASK_MACS))?;
+        Ok(changed)
     }
 
     /// Makes exactly these, by task address and target port, what tasks may reach of each other on

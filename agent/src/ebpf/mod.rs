@@ -35,7 +35,7 @@ pub(crate) use program::{Direction, Program};
 pub(crate) use reconcile::Changed;
 pub(crate) use sockets::{SocketError, SocketLinks, SocketProgram, SocketTables};
 pub(crate) use swarm_ebpf_common::{
-    Config, Counter, FlowKey, FlowValue, Protocol, PublishedKey, PublishedValue, ServiceStats,
+    Config, Counter, FlowKey, FlowValue, Mac, Protocol, PublishedKey, PublishedValue, ServiceStats,
     SocketScope, SocketService, SocketTarget, SourceKey, TaskPort, published_flag, scope,
     scope_flag,
 };

@@ -211,6 +211,12 @@ impl Observed {
         {
             isolation.ports.remove(name);
         }
+        if let (Place::Ingress, Ok(maps)) = (place, &mut self.mesh)
+            && let Some(config) = &mut maps.config
+            && config.vxlan.as_ref() == Some(name)
+        {
+            config.vxlan = None;
+        }
         if let LinkKind::Veth(Some(peer)) = link.kind {
             self.delete_link(&peer);
         }

@@ -2,7 +2,7 @@
 
 use swarm_ipvs::Op as IpvsOp;
 
-use crate::ebpf::Config;
+use crate::ebpf::{Config, Mac as EbpfMac};
 
 use super::connection::VethPeer;
 use super::kernel::{Failure, Kernel, KernelError, Scope};
@@ -304,16 +304,22 @@ fn create_veth(
     Ok(kernel.at(place)?.create_veth(name, one.mac, &peer, mtu)?)
 }
 
-/// The indexes of the host's links by name; 0 where there is none.
+/// The links by index instead of name; 0 where there is none.
 fn indexes(kernel: &mut Kernel, config: &MeshConfig) -> Result<Config, KernelError> {
-    let host = kernel.at(&Place::Host)?;
-    let mut index = |name: &Option<String>| match name.as_deref().map(|name| host.index(name)) {
-        None | Some(Err(NetlinkError::NoAnswer)) => Ok(0),
-        Some(outcome) => outcome,
+    let mut index = |place, name: &Option<String>| {
+        let Some(name) = name else {
+            return Ok(0);
+        };
+        match kernel.at(&place)?.index(name) {
+            Err(NetlinkError::NoAnswer) => Ok(0),
+            outcome => outcome.map_err(KernelError::from),
+        }
     };
-    let e1h_ifindex = index(&config.host_veth)?;
     Ok(Config {
-        e1h_ifindex,
-        uplink_ifindex: index(&config.uplink)?,
+        e1h_ifindex: index(Place::Host, &config.host_veth)?,
+        uplink_ifindex: index(Place::Host, &config.uplink)?,
+        vxlan_ifindex: index(Place::Ingress, &config.vxlan)?,
+        reserved: 0,
+        mac: EbpfMac::new(config.mac.0),
     })
 }

@@ -167,6 +167,8 @@ impl LoadedMesh {
         let config = config.map(|config| MeshConfig {
             host_veth: link_name(config.e1h_ifindex),
             uplink: link_name(config.uplink_ifindex),
+            vxlan: port_name(config.vxlan_ifindex),
+            mac: Mac(config.mac.octets),
         });
         Ok(MeshMaps {
             config,

@@ -305,12 +305,16 @@ impl PartialEq for Balanced {
 pub(super) type IpvsTable = BTreeMap<ServiceKey, Balanced>;
 
 /// Which links the programs redirect to, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MeshConfig {
     /// The host end of the veth pair.
     pub(super) host_veth: Option<String>,
     /// The link of the host's default route.
     pub(super) uplink: Option<String>,
+    /// The VXLAN device of the ingress namespace.
+    pub(super) vxlan: Option<String>,
+    /// This node's MAC address on the ingress network.
+    pub(super) mac: Mac,
 }
 
 /// The maps of the eBPF programs. Nothing where this process has written none yet: then they hold

@@ -17,8 +17,8 @@ use super::model::{
     Observed, Place, Published, PublishedAs, SocketPrograms,
 };
 use super::names::{
-    DEFAULT_MTU, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, IPV6_MIN_MTU, LOOPBACK, VXLAN_OVERHEAD,
-    VXLAN_OVERHEAD6, forwarding_of,
+    DEFAULT_MTU, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, IPV6_MIN_MTU, LOOPBACK, VXLAN,
+    VXLAN_OVERHEAD, VXLAN_OVERHEAD6, forwarding_of,
 };
 use super::sockets::wanted_sockets;
 
@@ -202,6 +202,8 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         config: Some(MeshConfig {
             host_veth: Some(HOST_VETH.to_owned()),
             uplink: observed.default_uplink.clone(),
+            vxlan: Some(VXLAN.to_owned()),
+            mac: Mac::of(desired.local.ingress),
         }),
         node_addresses: Some(node_addresses),
         ingress_macs: Some(ingress_macs(desired)),

@@ -7,10 +7,8 @@ use std::net::IpAddr;
 use super::frame::{ACK, RST, SYN};
 use super::packet::{ICMP, ICMP6, Packet};
 use super::sandbox::{ifindex, run, sandboxed, sysctl};
-use super::verdicts::{DROP, NEXT, REDIRECT, counter, run_on};
+use super::verdicts::{DROP, MAC_A, NEXT, REDIRECT, counter, run_on};
 use crate::ebpf::{Config, Counter, Mesh, Program, Protocol, PublishedKey, PublishedValue};
-
-const MAC_A: [u8; 6] = [0x02, 0x42, 10, 255, 0, 2];
 
 /// The parties to a conversation in one IP version.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +62,7 @@ fn publish(mesh: &mut Mesh) {
     mesh.set_config(Config {
         e1h_ifindex: 1,
         uplink_ifindex: 0,
+        ..Config::default()
     })
     .unwrap();
 }
@@ -445,6 +444,7 @@ fn out_sends_ipv6_replies_by_the_route_to_the_client() {
         mesh.set_config(Config {
             e1h_ifindex: 0,
             uplink_ifindex: up0,
+            ..Config::default()
         })
         .unwrap();
         assert_eq!(out(&mesh, &reply), REDIRECT);

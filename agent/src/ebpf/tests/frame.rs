@@ -7,6 +7,11 @@ pub(super) const SYN: u8 = 0x02;
 pub(super) const RST: u8 = 0x04;
 pub(super) const ACK: u8 = 0x10;
 
+/// A client, the node it asks, and the task that answers.
+pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+pub(super) const TASK: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 9);
+
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
@@ -70,7 +75,7 @@ impl Frame {
         frame.extend(self.destination.octets());
         // Options: no operation.
         frame.resize(start + header_len.max(20), 1);
-        let sum = checksum(&frame[start..]);
+        let sum = !sum(&frame[start..]);
         frame[start + 10..start + 12].copy_from_slice(&sum.to_be_bytes());
         frame.extend(transport);
         frame
@@ -92,14 +97,14 @@ impl Frame {
     }
 }
 
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes
+/// RFC 1071: the sum of the words, 0xffff where a right checksum is among them.
+pub(super) fn sum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes
         .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
-    let mut sum: u32 = words.sum();
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
+        .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    !(sum as u16)
+    sum as u16
 }

@@ -178,6 +178,7 @@ fn addresses_macs_and_links_change_by_the_difference() {
         let config = Config {
             e1h_ifindex: 3,
             uplink_ifindex: 2,
+            ..Config::default()
         };
         assert!(mesh.set_config(config).unwrap());
         assert!(!mesh.set_config(config).unwrap());

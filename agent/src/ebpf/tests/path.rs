@@ -9,17 +9,16 @@ use std::time::Duration;
 
 use nix::libc;
 
-use super::frame::Frame;
+use super::frame::{Frame, NODE, TASK};
 use super::sandbox::{Netns, Sandbox, ifindex, mac_text, overlay_mac, run, sandboxed, sysctl};
 use crate::ebpf::{
-    Attached, Config, Counter, Mesh, Program, Protocol, PublishedKey, PublishedValue,
+    Attached, Config, Counter, Mac, Mesh, Program, Protocol, PublishedKey, PublishedValue, TaskPort,
 };
 
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long to wait for an answer that must not come.
 const SILENCE: Duration = Duration::from_millis(300);
 
-const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const PORT: u16 = 8080;
 /// Clients on the uplink's own network, behind a router there, and on another interface.
 const NEAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
@@ -129,6 +128,7 @@ impl Host {
         mesh.set_config(Config {
             e1h_ifindex: ifindex("sw-e1h"),
             uplink_ifindex,
+            ..Config::default()
         })
         .unwrap();
         mesh.set_node_addresses(&BTreeSet::from([NODE.into()]))
@@ -302,7 +302,6 @@ fn send_raw(interface: &str, frame: &[u8]) {
     );
 }
 
-const TASK: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 9);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 const NODE_A: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
 const NODE_B: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 3);
@@ -388,6 +387,50 @@ fn a_task_answers_through_the_node_that_asked() {
                 assert_eq!(answer, format!("{ROUTED}:5353"));
             });
         }
+    });
+}
+
+#[test]
+fn requests_and_answers_pass_the_tunnel_without_the_bridge() {
+    sandboxed(|sandbox| {
+        let mut host = TaskHost::new(sandbox);
+        // The tunnel to node A, which the bridge does not know.
+        run("ip", "link set xa nomaster");
+        let task_mac = mac_text(overlay_mac(TASK));
+        host.node_a.ip(&format!(
+            "neigh add {TASK} lladdr {task_mac} dev eth0 nud permanent"
+        ));
+        let tunnel = ifindex("xa");
+        host.mesh.attach(Program::ShortcutOut, tunnel).unwrap();
+        let ask = |host: &TaskHost, deadline| {
+            host.node_a.inside(|| {
+                let socket = UdpSocket::bind((ROUTED, 0)).unwrap();
+                ask_udp(&socket, task(), deadline)
+            })
+        };
+        assert!(ask(&host, SILENCE).is_err(), "neither way is there");
+
+        let port = TaskPort::new(overlay_mac(TASK), (TASK, 16), None);
+        let ports = BTreeMap::from([(ifindex("t1"), port)]);
+        host.mesh.set_task_ports(&ports).unwrap();
+        assert!(ask(&host, SILENCE).is_err(), "there is no way back");
+
+        let config = Config {
+            vxlan_ifindex: tunnel,
+            mac: Mac::new(overlay_mac(GATEWAY)),
+            ..Config::default()
+        };
+        host.mesh.set_config(config).unwrap();
+        ask(&host, DEADLINE).unwrap();
+        host.node_a.inside(|| ask_tcp(ROUTED, task())).unwrap();
+        // Node B is behind the bridge still; and this node's own answers stay here.
+        host.mesh
+            .set_config(Config {
+                mac: Mac::new(overlay_mac(NODE_B)),
+                ..config
+            })
+            .unwrap();
+        host.node_b.inside(|| ask_tcp(ROUTED, task())).unwrap();
     });
 }
 

@@ -6,17 +6,11 @@ use std::time::{Duration, Instant};
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
-use super::frame::{ACK, FIN, Frame, RST, SYN};
+use super::frame::{ACK, CLIENT, FIN, Frame, NODE, RST, SYN, TASK, sum};
 use super::sandbox::{ifindex, overlay_mac, run, sandboxed};
-use super::verdicts::run_on;
+use super::verdicts::{NEXT, REDIRECT, run_on};
 use crate::ebpf::{Mesh, Program};
 
-const NEXT: i32 = -1;
-const REDIRECT: i32 = 7;
-
-const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
-const TASK: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 9);
 const INGRESS: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
 const TCP_CHECKSUM: usize = 34 + 16;
 const UDP_CHECKSUM: usize = 34 + 6;
@@ -35,17 +29,6 @@ fn transport_sum(frame: &[u8]) -> u16 {
     bytes.extend(u16::try_from(frame.len() - 34).unwrap().to_be_bytes());
     bytes.extend(&frame[34..]);
     sum(&bytes)
-}
-
-fn sum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 /// With the right TCP or UDP checksum.

@@ -1,13 +1,13 @@
 //! What each program says to made-up packets, by `BPF_PROG_TEST_RUN`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::Duration;
 
 use aya::programs::{TestRun as _, TestRunOptions};
 
-use super::frame::{ACK, FIN, Frame, RST, SYN};
+use super::frame::{ACK, CLIENT, FIN, Frame, NODE, RST, SYN, TASK};
 use super::sandbox::{ifindex, run, sandboxed, sysctl};
 use crate::ebpf::{
     Changed, Config, Counter, FlowKey, Mesh, Program, Protocol, PublishedKey, PublishedValue,
@@ -18,10 +18,7 @@ pub(super) const NEXT: i32 = -1;
 pub(super) const DROP: i32 = 2;
 pub(super) const REDIRECT: i32 = 7;
 
-const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
-const TASK: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 9);
-const MAC_A: [u8; 6] = [0x02, 0x42, 10, 255, 0, 2];
+pub(super) const MAC_A: [u8; 6] = [0x02, 0x42, 10, 255, 0, 2];
 const MAC_B: [u8; 6] = [0x02, 0x42, 10, 255, 0, 3];
 
 /// Verdict, and the packet afterwards. `interface` plays the one the packet is on.
@@ -71,6 +68,7 @@ fn publish(mesh: &mut Mesh) {
     mesh.set_config(Config {
         e1h_ifindex: 1,
         uplink_ifindex: 0,
+        ..Config::default()
     })
     .unwrap();
 }
@@ -406,6 +404,7 @@ fn out_without_a_route_takes_the_uplink_or_drops() {
         mesh.set_config(Config {
             e1h_ifindex: 0,
             uplink_ifindex: up0,
+            ..Config::default()
         })
         .unwrap();
         assert_eq!(run_on(&mesh, Program::MeshOut, &reply, up0).0, REDIRECT);

@@ -291,7 +291,8 @@ set forwarding of 02:42:0a:ff:01:00 to node 192.168.1.2 on vx0 in ingress
 set forwarding of 02:42:0a:ff:00:02 to port vx0 in ingress
 set forwarding of 02:42:0a:ff:01:00 to port vx0 in ingress
 attach program shortcut_learn to vx0 in ingress
-attach program shortcut_out to vx0 in ingress";
+attach program shortcut_out to vx0 in ingress
+write the links of the mesh programs";
     assert_eq!(texts(&ops).join("\n"), expected);
 }
 
