@@ -13,6 +13,7 @@ use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage}
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
     RouteType,
@@ -85,6 +86,26 @@ impl Connection {
             RouteNetlinkMessage::NewLink(link) => {
                 self.indexes.insert(name.to_owned(), link.header.index);
                 Ok(link.header.index)
+            }
+            _ => Err(NetlinkError::NoAnswer),
+        }
+    }
+
+    /// The number that another namespace has in this one; none when it has none.
+    pub(super) fn number_of(&mut self, netns: &Netns) -> Result<Option<i32>, NetlinkError> {
+        let descriptor = netns.as_fd().as_raw_fd();
+        let mut message = NsidMessage::default();
+        message.attributes = vec![NsidAttribute::Fd(descriptor.cast_unsigned())];
+        match self.socket.get(RouteNetlinkMessage::GetNsId(message))? {
+            RouteNetlinkMessage::NewNsId(answer) => {
+                Ok(answer
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        // `NETNSA_NSID_NOT_ASSIGNED` (linux/net_namespace.h) is -1.
+                        NsidAttribute::Id(number) => (*number >= 0).then_some(*number),
+                        _ => None,
+                    }))
             }
             _ => Err(NetlinkError::NoAnswer),
         }

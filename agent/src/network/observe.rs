@@ -30,8 +30,8 @@ use super::wanted::uplinks;
 /// A namespace's content, and what is needed to see across namespaces.
 struct Seen {
     namespace: Namespace,
-    /// Index of the other end of each veth pair.
-    peers: BTreeMap<String, u32>,
+    /// The other end of each veth pair.
+    peers: BTreeMap<String, links::OtherEnd>,
     /// Link of the default route with the lowest metric.
     default_link: Option<String>,
 }
@@ -56,7 +56,7 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
             Err(error) => return Err(error),
         }
     }
-    links::pair_veths(&mut seen, open);
+    links::pair_veths(&mut seen, open)?;
 
     let link_name = |index: u32| open.get(&Place::Host)?.name_of(index);
     let port_name = |index: u32| open.get(&Place::Ingress)?.name_of(index);

@@ -10,15 +10,24 @@ use netlink_packet_route::link::{
 
 use super::Seen;
 use crate::network::connection::Connection;
-use crate::network::model::{Link, LinkKind, Mac, Namespace, Place, PortFlags, Vxlan};
+use crate::network::model::{Device, Link, LinkKind, Mac, Namespace, Place, PortFlags, Vxlan};
 use crate::network::netlink::NetlinkError;
 
-/// Fills in the links, and takes their indexes over into the connection. Returns the index of the
-/// other end of each link that has one.
+/// The other end of a link, as the link's namespace names it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OtherEnd {
+    /// Its index, in its own namespace.
+    index: u32,
+    /// The number of its namespace; none when that is the link's own.
+    netns: Option<i32>,
+}
+
+/// Fills in the links, and takes their indexes over into the connection. Returns the other end of
+/// each link that has one.
 pub(super) fn read(
     connection: &mut Connection,
     namespace: &mut Namespace,
-) -> Result<BTreeMap<String, u32>, NetlinkError> {
+) -> Result<BTreeMap<String, OtherEnd>, NetlinkError> {
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let messages = connection.socket.dump(&request)?;
     let messages: Vec<LinkMessage> = messages
@@ -38,7 +47,7 @@ pub(super) fn read(
         .map(|(name, index)| (*index, name))
         .collect();
 
-    let mut peers = BTreeMap::new();
+    let mut peers: BTreeMap<String, OtherEnd> = BTreeMap::new();
     for message in &messages {
         let Some(name) = link_name(message) else {
             continue;
@@ -61,7 +70,10 @@ pub(super) fn read(
                     link.master = names.get(index).map(|name| (*name).clone());
                 }
                 LinkAttribute::Link(index) => {
-                    peers.insert(name.clone(), *index);
+                    peers.entry(name.clone()).or_default().index = *index;
+                }
+                LinkAttribute::LinkNetNsId(number) => {
+                    peers.entry(name.clone()).or_default().netns = Some(*number);
                 }
                 LinkAttribute::LinkInfo(infos) => link_info(&mut link, infos),
                 _ => {}
@@ -132,26 +144,26 @@ fn port_flags(infos: &[InfoBridgePort]) -> PortFlags {
     flags
 }
 
-/// Finds the two ends of each veth pair: each names the other's index. An index alone would not do,
-/// every namespace counts for itself.
-pub(super) fn pair_veths(seen: &mut BTreeMap<Place, Seen>, open: &BTreeMap<Place, Connection>) {
-    let mut ends = BTreeMap::new();
+/// Finds the two ends of each veth pair: each names the other's index. Every namespace counts for
+/// itself, so that several ends may fit; which it is shows by the number that the namespace has in
+/// the other.
+pub(super) fn pair_veths(
+    seen: &mut BTreeMap<Place, Seen>,
+    open: &mut BTreeMap<Place, Connection>,
+) -> Result<(), NetlinkError> {
+    let mut ends: BTreeMap<(u32, u32), Vec<Device>> = BTreeMap::new();
     for (place, content) in seen.iter() {
         let Some(connection) = open.get(place) else {
             continue;
         };
         for (name, peer) in &content.peers {
             if let Some(own) = connection.indexes.get(name) {
-                ends.entry((*own, *peer))
-                    .or_insert_with(Vec::new)
-                    .push((place.clone(), name.clone()));
+                let fitting = ends.entry((*own, peer.index)).or_default();
+                fitting.push((place.clone(), name.clone()));
             }
         }
     }
     for (place, content) in seen.iter_mut() {
-        let Some(connection) = open.get(place) else {
-            continue;
-        };
         for (name, peer) in &content.peers {
             let Some(link) = content.namespace.links.get_mut(name) else {
                 continue;
@@ -159,12 +171,41 @@ pub(super) fn pair_veths(seen: &mut BTreeMap<Place, Seen>, open: &BTreeMap<Place
             let LinkKind::Veth(other) = &mut link.kind else {
                 continue;
             };
-            let own = connection.indexes.get(name).copied().unwrap_or_default();
-            let candidates = ends.get(&(*peer, own)).map_or(&[][..], Vec::as_slice);
-            *other = candidates
+            let Some(own) = open.get(place).and_then(|it| it.indexes.get(name)) else {
+                continue;
+            };
+            let fitting = ends.get(&(peer.index, *own)).map_or(&[][..], Vec::as_slice);
+            let mut fitting: Vec<&Device> = fitting
                 .iter()
-                .find(|(elsewhere, _)| elsewhere != place)
-                .cloned();
+                .filter(|(elsewhere, _)| elsewhere != place)
+                .collect();
+            if fitting.len() > 1 {
+                fitting = of_netns(&fitting, peer.netns, place, open)?;
+            }
+            *other = fitting.first().copied().cloned();
         }
     }
+    Ok(())
+}
+
+/// Those of `ends` whose namespace has that number in the namespace `place`.
+fn of_netns<'a>(
+    ends: &[&'a Device],
+    number: Option<i32>,
+    place: &Place,
+    open: &mut BTreeMap<Place, Connection>,
+) -> Result<Vec<&'a Device>, NetlinkError> {
+    let mut fitting = Vec::new();
+    for end in ends {
+        let Some(netns) = open.get(&end.0).map(|there| there.netns.clone()) else {
+            continue;
+        };
+        let Some(connection) = open.get_mut(place) else {
+            continue;
+        };
+        if number.is_some() && connection.number_of(&netns)? == number {
+            fitting.push(*end);
+        }
+    }
+    Ok(fitting)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::egress::{cannot_connect, seen_as};
 use super::snapshot::{differences, settled, snapshot};
 use super::world::{
-    DEADLINE, World, as_root, command, connect, listen, on_network, task_id, within,
+    DEADLINE, World, as_root, command, connect, hand_over, listen, on_network, task_id, within,
 };
 use crate::network::netns::Netns;
 
@@ -127,6 +127,37 @@ async fn a_restart_adopts_users_networks_and_a_connection_goes_on() {
     assert_eq!(indexes(&world), before);
     let left = differences(&whole, &snapshot(world.node(1), &tasks));
     assert!(left.is_empty(), "{left:#?}");
+}
+
+#[tokio::test]
+async fn links_with_the_same_indexes_elsewhere_are_told_apart() {
+    let Some(_root) = as_root() else { return };
+    let world = World::new(1);
+    world.attach(2, &[1]);
+    world.place(&[(1, 1), (2, 1)], &[]).await;
+    let node = world.node(1);
+    let overlay = node.overlay(1).unwrap();
+    let port = format!("t{}", task_id(2).short());
+    let index = |netns: &Netns, name: &str| -> u32 {
+        let line = command(netns, &format!("ip -o link show {name}"));
+        line.split(':').next().unwrap().parse().unwrap()
+    };
+    // Task 1 gets a link that has the indexes of task 2's, its other end somewhere else.
+    let (inner, outer) = (
+        index(&node.task(&task_id(2)), "eth1"),
+        index(&overlay, &port),
+    );
+    let elsewhere = Netns::anonymous().unwrap();
+    command(
+        &elsewhere,
+        &format!("ip link add other index {inner} type veth peer name far index {outer}"),
+    );
+    hand_over(&elsewhere, "other", &node.task(&task_id(1)));
+    assert_eq!(index(&node.task(&task_id(1)), "other"), inner);
+    for _ in 0..2 {
+        world.place(&[(1, 1), (2, 1)], &[]).await;
+        assert_eq!(index(&overlay, &port), outer, "the link was made anew");
+    }
 }
 
 #[tokio::test]
