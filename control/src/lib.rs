@@ -37,6 +37,7 @@ mod raft;
 mod run;
 mod schedule;
 mod serve;
+pub mod simulation;
 #[allow(
     dead_code,
     reason = "what carries messages between managers will use the rest"

@@ -13,6 +13,7 @@ mod process;
 mod product;
 mod progress;
 mod setup;
+mod sim;
 mod test;
 mod workspace;
 
@@ -44,6 +45,8 @@ enum Task {
     Demo(demo::DemoArgs),
     /// Test everything, or one part of it.
     Test(test::TestArgs),
+    /// Run whole clusters on virtual time, from seeds.
+    Sim(sim::SimArgs),
     /// Measure against Docker's mesh and plain forwarding.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -72,6 +75,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Lab(command) => return lab::run(&workspace, command),
         Task::Demo(args) => demo::run(&workspace, &args)?,
         Task::Test(args) => test::run(&workspace, &args)?,
+        Task::Sim(args) => sim::run(&workspace, &args)?,
         Task::Bench(command) => bench::run(&workspace, &command)?,
         Task::Lint => lint::run(&workspace)?,
         Task::Dist => dist::run(&workspace)?,

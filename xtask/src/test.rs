@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything, or one part of it.
 //!
 //! * `unit`: what needs nothing but this machine.
+//! * `sim`: whole clusters on virtual time, a few thousand seeds of them.
 //! * `kernel`: the tests of the packages that talk to the kernel, run as root in the lab's first
 //!   namespace, where they make namespaces of their own. Natively those that find no root or no
 //!   IPVS skip themselves; here a skip is a failure.
@@ -19,6 +20,7 @@ use crate::lab::{ExecOptions, Lab, UpOptions, replace};
 use crate::process::{create_log, describe, shown};
 use crate::progress::{step, tail};
 use crate::setup::{self, Scope};
+use crate::sim::{self, SimArgs};
 use crate::workspace::Workspace;
 
 /// Makes a test fail that would skip itself for want of root or of something in the kernel.
@@ -77,6 +79,8 @@ pub(crate) struct TestArgs {
 enum Part {
     /// What needs nothing but this machine.
     Unit,
+    /// Whole clusters on virtual time.
+    Sim,
     /// What needs a kernel with everything, in the lab.
     Kernel,
     /// Whole clusters, in the lab.
@@ -109,7 +113,7 @@ struct Program {
 /// When a part cannot be run, or a test fails; the lab's logs are named then.
 pub(crate) fn run(workspace: &Workspace, args: &TestArgs) -> Result<()> {
     let wants = |part| args.part.is_none_or(|wanted| wanted == part);
-    let scope = if args.part == Some(Part::Unit) {
+    let scope = if matches!(args.part, Some(Part::Unit | Part::Sim)) {
         Scope::BUILD
     } else {
         Scope::ALL
@@ -119,6 +123,10 @@ pub(crate) fn run(workspace: &Workspace, args: &TestArgs) -> Result<()> {
     if wants(Part::Unit) {
         crate::product::build_ebpf(workspace, true)?;
         verdicts.push(unit(workspace, args.filter.as_deref()));
+    }
+    // A seed has no name that a filter could be about.
+    if wants(Part::Sim) && args.filter.is_none() {
+        verdicts.push(simulation(workspace));
     }
     if wants(Part::Kernel) || wants(Part::Lab) {
         let options = UpOptions {
@@ -168,6 +176,21 @@ fn unit(workspace: &Workspace, filter: Option<&str>) -> Verdict {
         passed: 0,
         failed: 0,
         is_ok,
+    }
+}
+
+/// The usual seeds.
+fn simulation(workspace: &Workspace) -> Verdict {
+    println!("==> simulation");
+    let result = sim::run(workspace, &SimArgs::default());
+    if let Err(error) = &result {
+        println!("{error:#}");
+    }
+    Verdict {
+        name: "sim".into(),
+        passed: 0,
+        failed: 0,
+        is_ok: result.is_ok(),
     }
 }
 

@@ -59,6 +59,13 @@ impl Cache {
         self.bytes_since_snapshot
     }
 
+    /// The entries after `after`, up to `upto`, as far as they are still here.
+    pub(super) fn range(&self, after: u64, upto: u64) -> impl Iterator<Item = &Entry> {
+        let from = self.position(after.saturating_sub(self.compacted.index));
+        let to = self.position(upto.saturating_sub(self.compacted.index));
+        self.entries.range(from..to.max(from))
+    }
+
     pub(super) fn set_hard_state(&mut self, hard_state: HardState) {
         self.hard_state = hard_state;
     }

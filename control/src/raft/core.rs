@@ -6,6 +6,9 @@ use prost::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, ConfState, Entry, HardState, Message};
 use raft::eraftpb::{Snapshot, SnapshotMetadata};
 use raft::{ProgressState, RawNode, Ready, SnapshotStatus, StateRole};
+use rand::RngExt as _;
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::SeedableRng as _;
 
 use super::cache::Cache;
 use super::record::{MemberAction, MemberChangeRecord, PositionRecord, SnapshotRecord};
@@ -38,6 +41,14 @@ pub(super) struct Core {
     ticks: u64,
     /// The tick at which a member was last heard.
     heard: BTreeMap<u64, u64>,
+    patience: Option<Patience>,
+}
+
+/// Election timeouts from a seed, in place of raft-rs's own, which no seed repeats.
+struct Patience {
+    rng: ChaCha12Rng,
+    /// The timeout in force, in ticks.
+    ticks: usize,
 }
 
 /// What one step of Raft writes, all of it or nothing.
@@ -109,7 +120,32 @@ impl Core {
             applied,
             ticks: 0,
             heard: BTreeMap::new(),
+            patience: None,
         })
+    }
+
+    /// Draws election timeouts from `seed` from now on, so that what happens can be repeated.
+    pub(super) fn seed_elections(&mut self, seed: u64) {
+        self.patience = Some(Patience {
+            rng: ChaCha12Rng::seed_from_u64(seed),
+            ticks: ELECTION_TICKS,
+        });
+        self.be_patient();
+    }
+
+    /// Puts the seeded timeout in place of the one that raft-rs may just have drawn. It draws one
+    /// whenever it begins to wait anew.
+    fn be_patient(&mut self) {
+        let Some(patience) = &mut self.patience else {
+            return;
+        };
+        let raft = &mut self.raw.raft;
+        if raft.election_elapsed == 0 {
+            patience.ticks = patience
+                .rng
+                .random_range(ELECTION_TICKS..2 * ELECTION_TICKS);
+        }
+        raft.set_randomized_election_timeout(patience.ticks);
     }
 
     /// Lets one tick of time pass.
@@ -117,11 +153,14 @@ impl Core {
         self.ticks += 1;
         self.raw.tick();
         self.give_vote();
+        self.be_patient();
     }
 
     /// Asks for votes now instead of after an election timeout.
     pub(super) fn campaign(&mut self) -> raft::Result<()> {
-        self.raw.campaign()
+        let asked = self.raw.campaign();
+        self.be_patient();
+        asked
     }
 
     /// Takes a message from another member.
@@ -133,7 +172,9 @@ impl Core {
         if self.raw.raft.prs().get(from).is_some() {
             self.heard.insert(from, self.ticks);
         }
-        self.raw.step(message)
+        let taken = self.raw.step(message);
+        self.be_patient();
+        taken
     }
 
     /// Takes note that a message to `raft_id` could not be delivered.

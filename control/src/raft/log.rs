@@ -145,7 +145,6 @@ impl Log {
     }
 
     /// A log on another medium than a file.
-    #[cfg(test)]
     pub(super) fn with_backend(backend: impl redb::StorageBackend) -> Result<Self, LogError> {
         let path = PathBuf::from("test medium");
         let database = Database::builder()

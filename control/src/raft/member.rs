@@ -92,6 +92,11 @@ impl Member {
         })
     }
 
+    /// Raft itself, to look at and to seed.
+    pub(super) fn core_mut(&mut self) -> &mut Core {
+        &mut self.core
+    }
+
     /// Whether no other member votes.
     pub(super) fn is_alone(&self) -> bool {
         self.core.is_alone()

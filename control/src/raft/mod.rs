@@ -11,6 +11,7 @@
 //! * `cache`: the log as raft-rs reads it, in memory.
 //! * `member`: core, log and state together, one synchronous step at a time.
 //! * `node`: the thread that gives them a clock and a queue.
+//! * `stepped`: the same without a thread, for `simulation`.
 //!
 //! Invariants:
 //! * Nothing is acknowledged, or sent to another manager, before what it rests on is on disk. When
@@ -30,6 +31,7 @@ mod member;
 mod node;
 mod record;
 mod slog_drain;
+mod stepped;
 
 #[cfg(test)]
 mod tests;
@@ -37,3 +39,5 @@ mod tests;
 pub(crate) use error::{NodeError, StartError};
 pub(crate) use log::LogError;
 pub(crate) use node::{Config, Node};
+pub use stepped::{Committed, Envelope};
+pub(crate) use stepped::{Outcome, Stepped, format, join};

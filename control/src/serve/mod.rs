@@ -24,19 +24,20 @@ mod leases;
 mod listen;
 mod local_control;
 mod lookup;
-mod networks;
+pub(crate) mod networks;
 mod node_ca;
-mod nodes;
+pub(crate) mod nodes;
 mod peer;
 mod rate;
 mod refusal;
 mod server;
-mod services;
+pub(crate) mod services;
 mod socket;
 
 #[cfg(test)]
 mod tests;
 
 pub(crate) use peer::{Identity, Peer};
+pub(crate) use refusal::Refusal;
 pub(crate) use server::{Network, serve_local, serve_network};
 pub(crate) use socket::{SocketError, bind_socket};

@@ -20,7 +20,7 @@ const NODE_LOCAL: [&str; 3] = ["host", "bridge", "none"];
 const MAX_SHOWN: usize = 5;
 
 /// A network made from `spec`, with an id drawn from `rng`.
-pub(super) fn create(
+pub(crate) fn create(
     state: &State,
     spec: NetworkSpec,
     now: Timestamp,
@@ -40,7 +40,7 @@ pub(super) fn create(
 }
 
 /// The removal of the network that `reference` means, which nobody may be using.
-pub(super) fn remove(state: &State, reference: &str) -> Result<(Vec<Change>, NetworkId), Refusal> {
+pub(crate) fn remove(state: &State, reference: &str) -> Result<(Vec<Change>, NetworkId), Refusal> {
     let network = lookup::network(state, reference)?;
     if network.spec.ingress {
         return Err(Refusal::IngressNetwork);

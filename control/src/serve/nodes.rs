@@ -16,7 +16,7 @@ use crate::store::{Change, State};
 const MAX_NODES: usize = 10_000;
 
 /// A worker that has just been given its certificate.
-pub(super) fn admit(state: &State, id: NodeId, now: Timestamp) -> Result<Node, Refusal> {
+pub(crate) fn admit(state: &State, id: NodeId, now: Timestamp) -> Result<Node, Refusal> {
     if state.nodes().count() >= MAX_NODES {
         return Err(Refusal::TooManyNodes(MAX_NODES));
     }
@@ -45,7 +45,7 @@ pub(super) fn admit(state: &State, id: NodeId, now: Timestamp) -> Result<Node, R
 
 /// Forgets the node that `reference` means: a worker that is down, or any with `force`. Its
 /// certificate is refused from then on.
-pub(super) fn remove(
+pub(crate) fn remove(
     state: &State,
     reference: &str,
     force: bool,

@@ -16,7 +16,7 @@ use crate::store::UpdateError;
 
 /// Why a call is not carried out. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// Not what the protocol says.
     #[error("the request cannot be read")]
     Convert(#[from] ConvertError),

@@ -16,7 +16,7 @@ use crate::store::{Change, State};
 const VXLAN_PORT: u16 = 4789;
 
 /// A service made from `spec`, with an id drawn from `rng`.
-pub(super) fn create(
+pub(crate) fn create(
     state: &State,
     mut spec: ServiceSpec,
     now: Timestamp,
@@ -52,7 +52,7 @@ pub(super) fn create(
 
 /// Service `id` with `spec` in place of its own, `spec` having been made from `version`. None when
 /// that changes nothing.
-pub(super) fn update(
+pub(crate) fn update(
     state: &State,
     id: &ServiceId,
     version: u64,
@@ -89,7 +89,7 @@ pub(super) fn update(
 }
 
 /// The service that `reference` means, marked for removal; without a change when it already is.
-pub(super) fn remove(
+pub(crate) fn remove(
     state: &State,
     reference: &str,
     now: Timestamp,

@@ -25,6 +25,8 @@ mod tests;
 
 pub(crate) use codec::{CodecError, decode_batch, decode_snapshot, encode_batch, encode_snapshot};
 pub(crate) use handle::{Backend, Proposal, ProposeError, Replica};
-pub(crate) use handle::{Leadership, MemberChange, Members, Store, Unavailable, UpdateError};
+pub(crate) use handle::{
+    Leadership, MemberChange, Members, Store, UPDATE_DEADLINE, Unavailable, UpdateError,
+};
 pub(crate) use object::{Change, Object, ObjectKey};
 pub(crate) use state::State;

@@ -1,0 +1,385 @@
+//! A manager, one step at a time.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use rand::RngExt as _;
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::SeedableRng as _;
+use redb::StorageBackend;
+use swarm_model::{NodeId, Timestamp};
+
+use super::request::Request;
+use super::view::View;
+use crate::bootstrap::{FIRST_RAFT_ID, Founder, new_swarm};
+use crate::ca::RootCa;
+use crate::raft::{self, Committed, Envelope, Stepped};
+use crate::store::{Change, Leadership, ProposeError, State, UPDATE_DEADLINE};
+
+/// Why a manager stopped. It is of no more use; what its medium holds is known only after it is
+/// opened again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Stopped(String);
+
+impl Stopped {
+    fn because(error: impl std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        Self(text)
+    }
+}
+
+/// The first contents of a swarm: itself and its managers.
+#[derive(Clone)]
+pub struct Founding {
+    changes: Vec<Change>,
+    raft_ids: Vec<u64>,
+}
+
+impl fmt::Debug for Founding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Founding")
+            .field("raft_ids", &self.raft_ids)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Founding {
+    /// A swarm of these managers, whose Raft ids count up from 1. Ids and secrets are drawn from
+    /// `seed`.
+    #[must_use]
+    pub fn new(managers: &[NodeId], now: Timestamp, seed: u64) -> Self {
+        let mut rng = ChaCha12Rng::seed_from_u64(seed);
+        let root = || RootCa {
+            certificate_pem: String::new(),
+            key_pem: String::new(),
+        };
+        let mut changes = Vec::new();
+        let mut raft_ids = Vec::new();
+        for (raft_id, node_id) in (FIRST_RAFT_ID..).zip(managers) {
+            let last = u8::try_from(raft_id).unwrap_or(u8::MAX);
+            let address = IpAddr::from(Ipv4Addr::new(192, 0, 2, last));
+            let founder = Founder {
+                node_id: node_id.clone(),
+                address: SocketAddr::new(address, 2377),
+                data_path_address: address,
+            };
+            let mut objects = new_swarm(founder, root(), now, &mut rng);
+            // There is one swarm; its managers' nodes differ.
+            let node = objects.pop();
+            if changes.is_empty() {
+                changes.append(&mut objects);
+            }
+            changes.extend(node.map(|node| with_raft_id(node, raft_id)));
+            raft_ids.push(raft_id);
+        }
+        Self { changes, raft_ids }
+    }
+
+    /// Makes the log of member `raft_id` on an empty medium.
+    ///
+    /// # Errors
+    /// When the medium fails.
+    pub fn format(&self, medium: impl StorageBackend, raft_id: u64) -> Result<(), Stopped> {
+        raft::format(medium, raft_id, &self.raft_ids, self.changes.clone())
+            .map_err(Stopped::because)
+    }
+
+    /// Makes the log of a member that joins later, and is sent everything, on an empty medium.
+    ///
+    /// # Errors
+    /// When the medium fails.
+    pub fn join(medium: impl StorageBackend, raft_id: u64) -> Result<(), Stopped> {
+        raft::join(medium, raft_id).map_err(Stopped::because)
+    }
+}
+
+fn with_raft_id(change: Change, raft_id: u64) -> Change {
+    match change {
+        Change::Put(crate::store::Object::Node(mut node)) => {
+            if let Some(manager) = &mut node.manager {
+                manager.raft_id = raft_id;
+                manager.leader = false;
+            }
+            node.into()
+        }
+        other => other,
+    }
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done, and acknowledged.
+    Done,
+    /// It was refused, for this reason; nothing was changed.
+    Refused(String),
+    /// Another manager leads, or none; nothing was changed.
+    NotLeader(Option<u64>),
+    /// It may be done or not, or come to be done yet.
+    Unknown(String),
+}
+
+/// The answer to a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The caller's number for it.
+    pub call: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What one step gives.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// To other managers.
+    pub envelopes: Vec<Envelope>,
+    /// To who called.
+    pub answers: Vec<Answer>,
+}
+
+/// What an update is for.
+#[derive(Debug)]
+enum Purpose {
+    /// A call of the API, with its caller's number.
+    Call(u64, Request),
+}
+
+/// The update that has the turn.
+struct UnderWay {
+    purpose: Purpose,
+    outcome: raft::Outcome,
+    deadline: Timestamp,
+    /// Whether its caller was told that it takes too long.
+    given_up: bool,
+}
+
+/// A manager.
+pub struct Manager {
+    node_id: NodeId,
+    stepped: Stepped,
+    rng: ChaCha12Rng,
+    waiting: VecDeque<Purpose>,
+    under_way: Option<UnderWay>,
+    /// Of the next proposal; begins anywhere, so that those of an earlier run are not taken for it.
+    next_id: u64,
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager")
+            .field("node_id", &self.node_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Manager {
+    /// The manager on node `node_id` whose log is on `medium`; draws from `seed`. A snapshot is
+    /// taken every `snapshot_interval` entries.
+    ///
+    /// # Errors
+    /// When the medium holds no log, a damaged one, or fails.
+    pub fn open(
+        node_id: NodeId,
+        medium: impl StorageBackend,
+        seed: u64,
+        snapshot_interval: u64,
+    ) -> Result<Self, Stopped> {
+        let mut rng = ChaCha12Rng::seed_from_u64(seed);
+        let stepped = Stepped::open(medium, rng.random(), snapshot_interval);
+        Ok(Self {
+            node_id,
+            stepped: stepped.map_err(Stopped::because)?,
+            next_id: u64::from(rng.random::<u32>()) << 32,
+            rng,
+            waiting: VecDeque::new(),
+            under_way: None,
+        })
+    }
+
+    /// Lets one tick of Raft pass.
+    pub fn tick(&mut self) {
+        self.stepped.tick();
+    }
+
+    /// Takes a message from another manager.
+    pub fn receive(&mut self, envelope: Envelope) {
+        self.stepped.receive(envelope);
+    }
+
+    /// Takes note that a message to `raft_id` was not delivered.
+    pub fn unreachable(&mut self, raft_id: u64) {
+        self.stepped.unreachable(raft_id);
+    }
+
+    /// Takes note of what became of the snapshot that was sent to `raft_id`.
+    pub fn snapshot_sent(&mut self, raft_id: u64, arrived: bool) {
+        self.stepped.snapshot_sent(raft_id, arrived);
+    }
+
+    /// Lets another manager lead, if this one does.
+    pub fn hand_over(&mut self) {
+        self.stepped.hand_over();
+    }
+
+    /// Takes a call of the API; `call` is the caller's number for it. It is answered by a later
+    /// [`Manager::run`]. How many wait is the caller's to bound.
+    pub fn call(&mut self, call: u64, request: Request) {
+        self.waiting.push_back(Purpose::Call(call, request));
+    }
+
+    /// Does all there is to do at `now`.
+    ///
+    /// # Errors
+    /// When the medium fails, or the log says what cannot be carried out. The manager is of no more
+    /// use then.
+    pub fn run(&mut self, now: Timestamp) -> Result<Output, Stopped> {
+        let mut output = Output::default();
+        loop {
+            let envelopes = self.stepped.run().map_err(Stopped::because)?;
+            output.envelopes.extend(envelopes);
+            self.conclude(now, &mut output);
+            if !self.begin(now, &mut output) {
+                return Ok(output);
+            }
+        }
+    }
+
+    /// Who leads, as this manager knows it, as (whether it does itself and knows all that was
+    /// committed, the term, the leader's Raft id).
+    #[must_use]
+    pub fn leadership(&self) -> (bool, u64, Option<u64>) {
+        let Leadership {
+            leader,
+            term,
+            leader_id,
+        } = self.stepped.replica().leadership();
+        (leader, term, leader_id)
+    }
+
+    /// The term, and whether this manager was elected in it.
+    pub fn elected(&mut self) -> (u64, bool) {
+        self.stepped.elected()
+    }
+
+    /// The Raft index of its state.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.stepped.replica().read(State::index)
+    }
+
+    /// Its state.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View(self.stepped.replica().read(State::clone))
+    }
+
+    /// The Raft ids of who votes, and of who is catching up.
+    #[must_use]
+    pub fn members(&self) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        let members = self.stepped.replica().members();
+        (members.voters, members.learners)
+    }
+
+    /// The committed entries after `index`, as far as it holds them.
+    pub fn applied_after(&mut self, index: u64) -> Vec<Committed> {
+        self.stepped.applied_after(index)
+    }
+
+    /// Looks whether the update on its way has an outcome, or takes too long.
+    fn conclude(&mut self, now: Timestamp, output: &mut Output) {
+        let Some(mut update) = self.under_way.take() else {
+            return;
+        };
+        match update.outcome.try_recv() {
+            Ok(outcome) => {
+                if !update.given_up {
+                    let outcome = outcome.map_or_else(told, |()| Outcome::Done);
+                    self.finish(update.purpose, outcome, output);
+                }
+            }
+            Err(_nothing_yet) => {
+                if now >= update.deadline && !update.given_up {
+                    update.given_up = true;
+                    let late = Outcome::Unknown("the update was not finished in time".to_owned());
+                    let Purpose::Call(call, _) = &update.purpose;
+                    output.answers.push(Answer {
+                        call: *call,
+                        outcome: late,
+                    });
+                }
+                self.under_way = Some(update);
+            }
+        }
+    }
+
+    /// Begins the next update, if there is one and it has its turn; gives whether anything was
+    /// done.
+    fn begin(&mut self, now: Timestamp, output: &mut Output) -> bool {
+        if self.under_way.is_some() {
+            return false;
+        }
+        let Some(turn) = self.stepped.turn() else {
+            return false;
+        };
+        let Some(purpose) = self.waiting.pop_front() else {
+            return false;
+        };
+        let leadership = self.stepped.replica().leadership();
+        if !leadership.leader {
+            let outcome = Outcome::NotLeader(leadership.leader_id);
+            self.finish(purpose, outcome, output);
+            return true;
+        }
+        let Purpose::Call(_, request) = &purpose;
+        let member = request.member();
+        let changes = self
+            .stepped
+            .replica()
+            .read(|state| request.changes(state, &self.node_id, now, &mut self.rng));
+        match changes {
+            Err(refusal) => self.finish(purpose, Outcome::Refused(refusal.to_string()), output),
+            Ok(changes) if changes.is_empty() && member.is_none() => {
+                self.finish(purpose, Outcome::Done, output)
+            }
+            Ok(changes) => {
+                self.next_id += 1;
+                let outcome =
+                    self.stepped
+                        .propose(self.next_id, &changes, member, leadership.term, turn);
+                self.under_way = Some(UnderWay {
+                    purpose,
+                    outcome,
+                    deadline: now.after(UPDATE_DEADLINE),
+                    given_up: false,
+                });
+            }
+        }
+        true
+    }
+
+    fn finish(&mut self, purpose: Purpose, outcome: Outcome, output: &mut Output) {
+        match purpose {
+            Purpose::Call(call, _) => output.answers.push(Answer { call, outcome }),
+        }
+    }
+}
+
+fn told(error: ProposeError) -> Outcome {
+    match error {
+        ProposeError::NotLeader { leader } => Outcome::NotLeader(leader),
+        ProposeError::Unavailable(cause) => Outcome::Unknown(cause.to_string()),
+        ProposeError::TooLarge { size, limit } => {
+            Outcome::Refused(format!("{size} bytes, more than {limit}"))
+        }
+        ProposeError::Invalid(cause) => Outcome::Refused(cause.to_string()),
+        ProposeError::Members => Outcome::Refused("the managers changed meanwhile".to_owned()),
+    }
+}

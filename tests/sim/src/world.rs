@@ -1,0 +1,720 @@
+//! The swarm, its network, its disks, and everything that happens to them, on virtual time.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use rand::RngExt as _;
+use rand_chacha::ChaCha12Rng;
+use swarm_control::simulation::{Answer, Envelope, Founding, Manager, Output, Request};
+use swarm_model::{NodeId, Timestamp};
+
+use crate::check::{History, Violation};
+use crate::disk::{self, Disk};
+use crate::network::Network;
+use crate::plan::{MILLISECOND, Plan, SECOND, Sabotage, stream};
+use crate::trace::Trace;
+use crate::users::{Users, in_short};
+
+/// Time between two ticks of Raft (`raft/node.rs`).
+const TICK_US: u64 = 100 * MILLISECOND;
+/// Most ticks made up for after a manager could not run (`raft/node.rs`).
+const MISSED_TICKS_MAX: u32 = 10;
+/// Virtual wall-clock time at the start, in milliseconds since the epoch.
+const START_MS: u64 = 1_700_000_000_000;
+/// Within this after all is mended the swarm must have come to rest, in microseconds: an election
+/// or a few, a call that runs into its deadline, and snapshots to who is behind.
+const REST_US: u64 = 60 * SECOND;
+/// Most managers at a time.
+const MANAGERS_MAX: usize = 7;
+/// Most hosts over a run, those taken away included.
+const HOSTS_MAX: usize = 12;
+/// Events of one run; more are a loop.
+const EVENTS_MAX: u64 = 3_000_000;
+
+/// One run's summary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Digest of everything that happened.
+    pub digest: u64,
+    /// How much happened.
+    pub events: u64,
+    /// Raft index at the end.
+    pub index: u64,
+    /// Elections won.
+    pub elections: u64,
+    /// Processes or hosts that ended and were started again.
+    pub restarts: u64,
+    /// Calls that were acknowledged.
+    pub acknowledged: u64,
+}
+
+/// A run that broke a promise.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Which promise, and how.
+    pub violation: String,
+    /// The last things that happened.
+    pub trace: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Event {
+    /// A tick of a host's clock.
+    Tick(usize),
+    /// A host is done with what kept it busy.
+    Free(usize, u32),
+    /// A message comes out of the network.
+    Deliver(Envelope),
+    /// A manager's transport learns what became of a message to the manager with this Raft id.
+    Sent {
+        host: usize,
+        incarnation: u32,
+        to: u64,
+        is_snapshot: bool,
+        arrived: bool,
+    },
+    /// What a manager's step gave leaves it: the writes before are done.
+    Leave(usize, u32, Box<Output>),
+    /// A host's manager is started.
+    Start(usize),
+    /// Something goes wrong.
+    Fault,
+    /// What went wrong is over.
+    Heal,
+    /// A slow disk is itself again.
+    Quick(usize),
+    /// Somebody asks for something.
+    Call,
+    /// A host that was a manager is taken away.
+    Destroy(usize),
+    /// Everything is mended.
+    Calm,
+    /// Whether the swarm has come to rest.
+    Look,
+}
+
+/// What waits for a manager to be free.
+#[derive(Debug)]
+enum Input {
+    Envelope(Envelope),
+    Sent(u64, bool, bool),
+    Call(u64, Request),
+    HandOver,
+}
+
+struct Host {
+    node_id: NodeId,
+    disk: Disk,
+    /// None while it is down.
+    manager: Option<Manager>,
+    /// Counts starts.
+    incarnation: u32,
+    inbox: VecDeque<Input>,
+    missed_ticks: u32,
+    busy_until: u64,
+    /// How far its log was compared with the others'.
+    compared: u64,
+    is_fresh: bool,
+    /// Calls that it has not answered.
+    calls: Vec<u64>,
+    /// Whether it was taken away for good.
+    is_gone: bool,
+}
+
+/// The swarm and its surroundings.
+pub(crate) struct World {
+    plan: Plan,
+    seed: u64,
+    now: u64,
+    sequence: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    /// Events by their place in the queue's entries; places are used again.
+    events: Vec<Option<Event>>,
+    free: Vec<usize>,
+    hosts: Vec<Host>,
+    network: Network,
+    history: History,
+    users: Users,
+    faults: ChaCha12Rng,
+    trace: Trace,
+    restarts: u64,
+    is_calm: bool,
+    calls_until: u64,
+}
+
+impl World {
+    /// The swarm of `seed`, before anything has happened.
+    pub(crate) fn new(seed: u64, plan: Plan, is_shown: bool) -> Result<Self, Violation> {
+        let mut ids = stream(seed, 1);
+        let nodes: Vec<_> = (0..plan.managers)
+            .map(|_| NodeId::random(&mut ids))
+            .collect();
+        let founding = Founding::new(&nodes, Timestamp(START_MS), seed);
+        let mut hosts = Vec::new();
+        for (number, node_id) in nodes.into_iter().enumerate() {
+            let disk = Disk::new(plan.disk, stream(seed, 100 + number as u64));
+            // A disk that lies begins to after the log was made.
+            disk.set_habits(disk::Habits {
+                lies_ppm: 0,
+                ..plan.disk
+            });
+            let made = founding.format(disk.clone(), number as u64 + 1);
+            made.map_err(|error| format!("cannot make a log: {error}"))?;
+            disk.take_spent_us();
+            disk.set_habits(plan.disk);
+            hosts.push(Host {
+                node_id,
+                disk: disk.after_kill(),
+                manager: None,
+                incarnation: 0,
+                inbox: VecDeque::new(),
+                missed_ticks: 0,
+                busy_until: 0,
+                compared: 0,
+                is_fresh: true,
+                calls: Vec::new(),
+                is_gone: false,
+            });
+        }
+        let mut world = Self {
+            network: Network::new(plan.network, stream(seed, 2)),
+            users: Users::new(stream(seed, 3)),
+            faults: stream(seed, 4),
+            trace: Trace::new(is_shown),
+            seed,
+            now: 0,
+            sequence: 0,
+            queue: BinaryHeap::new(),
+            events: Vec::new(),
+            free: Vec::new(),
+            hosts,
+            history: History::default(),
+            restarts: 0,
+            is_calm: false,
+            calls_until: plan.storm_us + 3 * SECOND,
+            plan,
+        };
+        for host in 0..world.hosts.len() {
+            // Clocks are not in step.
+            let first = world.faults.random_range(0..TICK_US);
+            world.at(first, Event::Tick(host));
+            world.at(first, Event::Start(host));
+        }
+        world.at(2 * SECOND, Event::Fault);
+        world.at(SECOND, Event::Call);
+        world.at(world.plan.storm_us, Event::Calm);
+        Ok(world)
+    }
+
+    fn at(&mut self, when: u64, event: Event) {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(event);
+        self.sequence += 1;
+        self.queue.push(Reverse((when, self.sequence, place)));
+    }
+
+    fn after(&mut self, delay: u64, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    fn clock(&self) -> Timestamp {
+        Timestamp(START_MS + self.now / MILLISECOND)
+    }
+
+    /// Lets everything happen, to the end.
+    pub(crate) fn run(mut self) -> Result<Summary, Failure> {
+        match self.events_to_the_end() {
+            Ok(()) => Ok(Summary {
+                digest: self.trace.digest(),
+                events: self.trace.count(),
+                index: self.history.newest().index(),
+                elections: self.history.elections() as u64,
+                restarts: self.restarts,
+                acknowledged: self.users.acknowledged,
+            }),
+            Err(violation) => Err(Failure {
+                violation,
+                trace: self.trace.into_last(),
+            }),
+        }
+    }
+
+    fn events_to_the_end(&mut self) -> Result<(), Violation> {
+        let mut count = 0;
+        while let Some(Reverse((when, _, place))) = self.queue.pop() {
+            self.now = when;
+            self.free.push(place);
+            let Some(event) = self.events[place].take() else {
+                continue;
+            };
+            if matches!(event, Event::Look) && self.has_come_to_rest()? {
+                return Ok(());
+            }
+            self.happen(event)?;
+            count += 1;
+            if count > EVENTS_MAX {
+                return Err(format!("more than {EVENTS_MAX} events"));
+            }
+        }
+        Err("nothing happens any more".to_owned())
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::Tick(host) => {
+                self.after(TICK_US, Event::Tick(host));
+                let it = &mut self.hosts[host];
+                it.missed_ticks = (it.missed_ticks + 1).min(MISSED_TICKS_MAX);
+                self.step(host)
+            }
+            Event::Free(host, incarnation) if self.hosts[host].incarnation == incarnation => {
+                self.step(host)
+            }
+            Event::Deliver(envelope) => self.deliver(envelope),
+            Event::Leave(host, incarnation, output)
+                if self.hosts[host].incarnation == incarnation =>
+            {
+                self.leave(host, *output)
+            }
+            Event::Sent {
+                host,
+                incarnation,
+                to,
+                is_snapshot,
+                arrived,
+            } if self.hosts[host].incarnation == incarnation => {
+                let sent = Input::Sent(to, is_snapshot, arrived);
+                self.hosts[host].inbox.push_back(sent);
+                self.step(host)
+            }
+            Event::Free(..) | Event::Leave(..) | Event::Sent { .. } => Ok(()),
+            Event::Destroy(host) => {
+                self.trace
+                    .note(self.now, format_args!("{host} is taken away"));
+                self.hosts[host].is_gone = true;
+                self.end(host, true);
+                Ok(())
+            }
+            Event::Start(host) => self.start(host),
+            Event::Fault => {
+                self.fault();
+                Ok(())
+            }
+            Event::Heal => {
+                self.trace
+                    .note(self.now, format_args!("the network is mended"));
+                self.network.heal();
+                Ok(())
+            }
+            Event::Quick(host) => {
+                self.hosts[host].disk.set_habits(self.plan.disk);
+                Ok(())
+            }
+            Event::Call => self.call(),
+            Event::Calm => {
+                self.calm();
+                Ok(())
+            }
+            Event::Look => {
+                self.after(500 * MILLISECOND, Event::Look);
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets a host's manager do what waits for it, unless it is busy or down.
+    fn step(&mut self, host: usize) -> Result<(), Violation> {
+        let clock = self.clock();
+        let now = self.now;
+        let it = &mut self.hosts[host];
+        if it.busy_until > now {
+            return Ok(());
+        }
+        let Some(manager) = &mut it.manager else {
+            it.missed_ticks = 0;
+            return Ok(());
+        };
+        for _ in 0..std::mem::take(&mut it.missed_ticks) {
+            manager.tick();
+        }
+        for input in it.inbox.drain(..) {
+            match input {
+                Input::Envelope(envelope) => manager.receive(envelope),
+                Input::Call(call, request) => manager.call(call, request),
+                Input::Sent(to, true, arrived) => manager.snapshot_sent(to, arrived),
+                Input::Sent(to, false, _) => manager.unreachable(to),
+                Input::HandOver => manager.hand_over(),
+            }
+        }
+        let result = manager.run(clock);
+        let spent = it.disk.take_spent_us();
+        let output = match result {
+            Ok(output) => output,
+            Err(stopped) => {
+                self.trace
+                    .note(now, format_args!("{host} stops: {stopped}"));
+                self.end(host, true);
+                return Ok(());
+            }
+        };
+        let observed = self
+            .history
+            .observe(host, manager, it.compared, it.is_fresh);
+        it.compared = observed?;
+        it.is_fresh = false;
+        it.busy_until = now + spent;
+        let incarnation = it.incarnation;
+        if !output.envelopes.is_empty() || !output.answers.is_empty() {
+            self.after(spent, Event::Leave(host, incarnation, Box::new(output)));
+        }
+        if spent > 0 {
+            self.after(spent, Event::Free(host, incarnation));
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, host: usize, output: Output) -> Result<(), Violation> {
+        for envelope in output.envelopes {
+            let to = envelope.to() as usize - 1;
+            let delays = self.network.carry(host, to);
+            let is_snapshot = envelope.is_snapshot();
+            let arrived = delays.first().copied();
+            for delay in delays {
+                self.after(delay, Event::Deliver(envelope.clone()));
+            }
+            if is_snapshot || arrived.is_none() {
+                let incarnation = self.hosts[host].incarnation;
+                let sent = Event::Sent {
+                    host,
+                    incarnation,
+                    to: envelope.to(),
+                    is_snapshot,
+                    arrived: arrived.is_some(),
+                };
+                // A transport finds out that nothing got through when its patience ends.
+                self.after(arrived.map_or(SECOND, |delay| 2 * delay), sent);
+            }
+        }
+        for Answer { call, outcome } in output.answers {
+            self.hosts[host].calls.retain(|waiting| *waiting != call);
+            self.trace
+                .note(self.now, format_args!("{host} answers {call}: {outcome:?}"));
+            let removed = self.users.removed_member(call, &outcome);
+            self.users.answered(call, &outcome, self.history.newest())?;
+            if let Some(raft_id) = removed {
+                let time = self.faults.random_range(SECOND..5 * SECOND);
+                self.after(time, Event::Destroy(raft_id as usize - 1));
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, envelope: Envelope) -> Result<(), Violation> {
+        let (from, to) = (envelope.from() as usize - 1, envelope.to() as usize - 1);
+        if self.network.is_cut(from, to) || self.hosts[to].manager.is_none() {
+            return Ok(());
+        }
+        let (kind, term, index, commit, entries) = envelope.summary();
+        self.trace.note(
+            self.now,
+            format_args!("{from} -> {to} {kind} {term}/{index} commit {commit} +{entries}"),
+        );
+        self.hosts[to].inbox.push_back(Input::Envelope(envelope));
+        self.step(to)
+    }
+
+    fn start(&mut self, host: usize) -> Result<(), Violation> {
+        let seed = self.seed ^ (host as u64) << 48 ^ u64::from(self.hosts[host].incarnation) << 32;
+        let it = &mut self.hosts[host];
+        if it.manager.is_some() || it.is_gone {
+            return Ok(());
+        }
+        it.incarnation += 1;
+        let interval = self.plan.snapshot_interval;
+        let opened = Manager::open(it.node_id.clone(), it.disk.clone(), seed, interval);
+        it.disk.take_spent_us();
+        let manager = match opened {
+            Ok(manager) => manager,
+            Err(_failed) if it.disk.has_failed() => {
+                it.disk = it.disk.after_power_loss();
+                self.after(SECOND, Event::Start(host));
+                return Ok(());
+            }
+            // Nothing that a disk may do to what was not synced is damage.
+            Err(error) => return Err(format!("manager {host} does not start: {error}")),
+        };
+        it.compared = 0;
+        it.is_fresh = true;
+        it.busy_until = self.now;
+        it.inbox.clear();
+        it.missed_ticks = 0;
+        it.manager = Some(manager);
+        self.trace.note(self.now, format_args!("{host} starts"));
+        self.step(host)
+    }
+
+    /// Ends a host's manager: the process alone, or with the power.
+    fn end(&mut self, host: usize, power: bool) {
+        let it = &mut self.hosts[host];
+        if it.manager.is_none() {
+            return;
+        }
+        self.restarts += 1;
+        let next = if power {
+            it.disk.after_power_loss()
+        } else {
+            it.disk.after_kill()
+        };
+        // Its log tries to close itself, on a disk that is gone.
+        it.manager = None;
+        it.disk = next;
+        it.incarnation += 1;
+        it.inbox.clear();
+        let calls = std::mem::take(&mut it.calls);
+        for call in calls {
+            self.users.forget(call);
+        }
+        let what = if power { "power" } else { "process" };
+        self.trace
+            .note(self.now, format_args!("{host} loses its {what}"));
+        let pause = self.faults.random_range(50 * MILLISECOND..6 * SECOND);
+        let pause = if self.is_calm { SECOND } else { pause };
+        if !self.hosts[host].is_gone {
+            self.after(pause, Event::Start(host));
+        }
+    }
+
+    fn leader(&self) -> Option<usize> {
+        let leads = |host: &Host| {
+            let manager = host.manager.as_ref();
+            manager.is_some_and(|manager| manager.leadership().0)
+        };
+        self.hosts.iter().position(leads)
+    }
+
+    fn call(&mut self) -> Result<(), Violation> {
+        let pause = self.plan.call_every_us;
+        let pause = self.faults.random_range(pause / 2..pause * 2);
+        if self.now + pause < self.calls_until {
+            self.after(pause, Event::Call);
+        }
+        let anyone = self.faults.random_range(0..self.hosts.len());
+        let asks_leader = self.faults.random_bool(0.9);
+        let host = if asks_leader { self.leader() } else { None };
+        let host = host.unwrap_or(anyone);
+        if self.hosts[host].manager.is_none() {
+            return Ok(());
+        }
+        let Some((call, request)) = self.users.call(self.history.newest()) else {
+            return Ok(());
+        };
+        self.trace.note(
+            self.now,
+            format_args!("{host} is asked {call}: {}", in_short(&request)),
+        );
+        if self.plan.sabotage == Sabotage::EarlyAnswers && asks_leader {
+            let (leads, ..) = self.hosts[host]
+                .manager
+                .as_ref()
+                .map_or((false, 0, None), Manager::leadership);
+            if leads && matches!(request, Request::CreateService(_)) {
+                self.users.promised(&request);
+            }
+        }
+        let it = &mut self.hosts[host];
+        it.calls.push(call);
+        it.inbox.push_back(Input::Call(call, request));
+        self.step(host)
+    }
+
+    fn fault(&mut self) {
+        if self.is_calm {
+            return;
+        }
+        let pause = self.plan.fault_every_us;
+        let pause = self.faults.random_range(pause / 2..pause * 2);
+        self.after(pause, Event::Fault);
+        let count = self.hosts.len();
+        let anyone = self.faults.random_range(0..count);
+        let host = match self.leader() {
+            Some(leader) if self.faults.random_bool(0.5) => leader,
+            _ => anyone,
+        };
+        match self.faults.random_range(0..19) {
+            0..3 => self.end(host, false),
+            3..6 => self.end(host, true),
+            6 => {
+                for host in 0..count {
+                    self.end(host, true);
+                }
+            }
+            7..9 => {
+                let syncs = self.faults.random_range(0..4);
+                self.trace.note(
+                    self.now,
+                    format_args!("the disk of {host} fails after {syncs} syncs"),
+                );
+                self.hosts[host].disk.fail_after(syncs);
+            }
+            9..11 => {
+                let sides: Vec<bool> = (0..count).map(|_| self.faults.random_bool(0.5)).collect();
+                self.trace
+                    .note(self.now, format_args!("the network parts: {sides:?}"));
+                self.network.part(count, |host| sides[host]);
+                self.mend_later();
+            }
+            11 => {
+                self.trace.note(self.now, format_args!("{host} is alone"));
+                self.network.part(count, |it| it == host);
+                self.mend_later();
+            }
+            12..14 => {
+                let other = self.faults.random_range(0..count);
+                self.trace
+                    .note(self.now, format_args!("no way from {host} to {other}"));
+                self.network.cut(host, other);
+                self.mend_later();
+            }
+            14 => {
+                self.trace
+                    .note(self.now, format_args!("the disk of {host} is slow"));
+                self.hosts[host].disk.set_habits(disk::Habits {
+                    sync_us: (20 * MILLISECOND, 900 * MILLISECOND),
+                    ..self.plan.disk
+                });
+                let time = self.faults.random_range(SECOND..4 * SECOND);
+                self.after(time, Event::Quick(host));
+            }
+            15 => {
+                self.trace
+                    .note(self.now, format_args!("{host} is to hand over"));
+                self.hosts[host].inbox.push_back(Input::HandOver);
+            }
+            16..18 => self.change_members(),
+            _ => {
+                let time = self.faults.random_range(50 * MILLISECOND..4 * SECOND);
+                self.trace
+                    .note(self.now, format_args!("{host} stands still for {time} us"));
+                let it = &mut self.hosts[host];
+                it.busy_until = it.busy_until.max(self.now + time);
+                let incarnation = it.incarnation;
+                self.after(time, Event::Free(host, incarnation));
+            }
+        }
+    }
+
+    /// Lets a manager join, or one that does not lead leave.
+    fn change_members(&mut self) {
+        let Some(leader) = self.leader() else {
+            return;
+        };
+        let manager = self.hosts[leader].manager.as_ref();
+        let (voters, learners) = manager.map(Manager::members).unwrap_or_default();
+        let others: Vec<u64> = (voters.iter().chain(&learners))
+            .copied()
+            .filter(|raft_id| *raft_id != leader as u64 + 1)
+            .collect();
+        let request = if others.len() >= MANAGERS_MAX - 1
+            || (!others.is_empty() && self.faults.random_bool(0.4))
+        {
+            Request::RemoveMember(others[self.faults.random_range(0..others.len())])
+        } else if self.hosts.len() < HOSTS_MAX {
+            let host = self.hosts.len();
+            let raft_id = host as u64 + 1;
+            let disk = Disk::new(self.plan.disk, stream(self.seed, 100 + raft_id));
+            if Founding::join(disk.clone(), raft_id).is_err() {
+                return;
+            }
+            disk.take_spent_us();
+            let node_id = NodeId::random(&mut self.faults);
+            self.hosts.push(Host {
+                node_id,
+                disk: disk.after_kill(),
+                manager: None,
+                incarnation: 0,
+                inbox: VecDeque::new(),
+                missed_ticks: 0,
+                busy_until: 0,
+                compared: 0,
+                is_fresh: true,
+                calls: Vec::new(),
+                is_gone: false,
+            });
+            self.after(0, Event::Start(host));
+            self.after(0, Event::Tick(host));
+            Request::AddMember(raft_id)
+        } else {
+            return;
+        };
+        let call = self.users.call_for(request.clone());
+        self.trace.note(
+            self.now,
+            format_args!("{leader} is asked {call}: {}", in_short(&request)),
+        );
+        let it = &mut self.hosts[leader];
+        it.calls.push(call);
+        it.inbox.push_back(Input::Call(call, request));
+    }
+
+    fn mend_later(&mut self) {
+        let time = self.faults.random_range(100 * MILLISECOND..5 * SECOND);
+        self.after(time, Event::Heal);
+    }
+
+    /// Mends everything.
+    fn calm(&mut self) {
+        self.trace.note(self.now, format_args!("all is mended"));
+        self.is_calm = true;
+        self.network.calm();
+        for host in 0..self.hosts.len() {
+            self.hosts[host].disk.set_habits(disk::Habits {
+                sync_us: (100, 2 * MILLISECOND),
+                ..self.plan.disk
+            });
+            self.after(SECOND, Event::Start(host));
+        }
+        self.after(4 * SECOND, Event::Look);
+    }
+
+    /// Whether all managers are up, one leads, and all have the same state; an error when that
+    /// takes too long.
+    fn has_come_to_rest(&mut self) -> Result<bool, Violation> {
+        let mut why = None;
+        if self.leader().is_none() {
+            why = Some("there is no leader".to_owned());
+        }
+        let newest = self.history.newest().index();
+        let leader = self
+            .leader()
+            .and_then(|host| self.hosts[host].manager.as_ref());
+        let (voters, learners) = leader.map(Manager::members).unwrap_or_default();
+        if !learners.is_empty() {
+            why = Some(format!("{learners:?} have no vote yet"));
+        }
+        for (host, it) in self.hosts.iter_mut().enumerate() {
+            if !voters.contains(&(host as u64 + 1)) {
+                continue;
+            }
+            match &mut it.manager {
+                None => why = Some(format!("manager {host} is down")),
+                Some(manager) if manager.index() < newest => {
+                    why = Some(format!("manager {host} is behind"));
+                }
+                Some(manager) => self.history.compare(host, &manager.view())?,
+            }
+        }
+        match why {
+            None => {
+                self.users.relies_on(self.history.newest())?;
+                Ok(true)
+            }
+            Some(why) if self.now > self.plan.storm_us + REST_US => {
+                Err(format!("the swarm does not come to rest: {why}"))
+            }
+            Some(_) => Ok(false),
+        }
+    }
+}
