@@ -18,8 +18,7 @@
 //!
 //! # Deliberately absent
 //!
-//! The sync daemon, the connection timeouts (`IPVS_CMD_*_CONFIG`), zeroing of counters and the old
-//! `setsockopt` interface. Connection flags of a destination other than its forwarding method: the
+//! The sync daemon, zeroing of counters and the old `setsockopt` interface. Connection flags of a destination other than its forwarding method: the
 //! kernel masks them off in both directions of this interface (`ip_vs_genl_parse_dest` and
 //! `ip_vs_genl_fill_dest` in net/netfilter/ipvs/ip_vs_ctl.c).
 //!
@@ -56,6 +55,7 @@ mod op;
 mod service;
 mod socket;
 mod stats;
+mod timeouts;
 
 pub use address::{Family, Protocol};
 pub use destination::{
@@ -71,3 +71,4 @@ pub use op::Op;
 pub use service::{Netmask, Service, ServiceConfig, ServiceEntry, ServiceKey};
 pub use socket::RECEIVE_TIMEOUT_MS;
 pub use stats::Stats;
+pub use timeouts::Timeouts;

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::codec::{Attr, Command, IpvsMessage};
 use crate::destination::{Destination, DestinationKey};
 use crate::service::{Service, ServiceKey};
+use crate::timeouts::Timeouts;
 
 /// One change to the table of a network namespace. Its display names the action and the object:
 /// `add destination 10.255.0.7:8080 to service tcp 10.0.0.1:80`.
@@ -24,6 +25,8 @@ pub enum Op {
     DeleteDestination(ServiceKey, DestinationKey),
     /// Delete all services.
     Flush,
+    /// Set how long connections are remembered without a packet.
+    SetTimeouts(Timeouts),
 }
 
 impl Op {
@@ -72,6 +75,7 @@ impl From<&Op> for IpvsMessage {
                 ],
             ),
             Op::Flush => (Command::FLUSH, Vec::new()),
+            Op::SetTimeouts(timeouts) => (Command::SET_CONFIG, timeouts.attrs()),
         };
         Self { command, attrs }
     }
@@ -101,6 +105,7 @@ impl fmt::Display for Op {
                 write!(f, "delete destination {key} of service {service}")
             }
             Self::Flush => f.write_str("delete all services"),
+            Self::SetTimeouts(timeouts) => write!(f, "set timeouts: {timeouts}"),
         }
     }
 }

@@ -14,7 +14,7 @@ use swarm_ipvs::codec::{
 use swarm_ipvs::{
     Destination, DestinationConfig, DestinationEntry, DestinationKey, Family, Forward, Info, Name,
     Netmask, Op, Protocol, Service, ServiceConfig, ServiceEntry, ServiceFlags, ServiceKey, Stats,
-    Tunnel, TunnelKind,
+    Timeouts, Tunnel, TunnelKind,
 };
 
 fn address() -> impl Strategy<Value = IpAddr> {
@@ -123,6 +123,11 @@ fn op() -> impl Strategy<Value = Op> {
         (service_key(), destination()).prop_map(|(key, to)| Op::UpdateDestination(key, to)),
         (service_key(), destination()).prop_map(|(key, to)| Op::DeleteDestination(key, to.key)),
         Just(Op::Flush),
+        any::<[u32; 3]>().prop_map(|[tcp_s, tcp_fin_s, udp_s]| Op::SetTimeouts(Timeouts {
+            tcp_s,
+            tcp_fin_s,
+            udp_s,
+        })),
     ]
 }
 

@@ -10,7 +10,7 @@ use swarm_ipvs::codec::IpvsMessage;
 use swarm_ipvs::{
     Destination, DestinationConfig, DestinationEntry, DestinationKey, Family, Forward, Info, Name,
     Netmask, Op, Protocol, Service, ServiceConfig, ServiceEntry, ServiceFlags, ServiceKey, Stats,
-    Tunnel, TunnelKind, Version,
+    Timeouts, Tunnel, TunnelKind, Version,
 };
 
 const FAMILY_ID: u16 = 0x1d;
@@ -155,6 +155,27 @@ fn flush_is_a_bare_command() {
         20, 0, 0, 0, 0x1d, 0, 0x05, 0, 7, 0, 0, 0, 0, 0, 0, 0, 17, 1, 0, 0,
     ];
     assert_eq!(encode(&Op::Flush), expected);
+}
+
+#[rustfmt::skip]
+#[test]
+fn timeouts_to_and_from_the_kernel() {
+    let timeouts = Timeouts {
+        tcp_s: 900,
+        tcp_fin_s: 120,
+        udp_s: 300,
+    };
+    let expected = [
+        44, 0, 0, 0, 0x1d, 0, 0x05, 0, 7, 0, 0, 0, 0, 0, 0, 0,
+        12, 1, 0, 0,                // IPVS_CMD_SET_CONFIG, version 1
+        8, 0, 4, 0,  0x84, 3, 0, 0, // TIMEOUT_TCP
+        8, 0, 5, 0,  120, 0, 0, 0,  // TIMEOUT_TCP_FIN
+        8, 0, 6, 0,  0x2c, 1, 0, 0, // TIMEOUT_UDP
+    ];
+    assert_eq!(encode(&Op::SetTimeouts(timeouts)), expected);
+    let message = decode(&expected);
+    assert_eq!(Timeouts::from_attrs(&message.attrs).unwrap(), timeouts);
+    assert!(Timeouts::from_attrs(&[]).is_err());
 }
 
 #[rustfmt::skip]

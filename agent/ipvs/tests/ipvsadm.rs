@@ -16,7 +16,7 @@ use environment::{enter, in_fresh_netns, listing, rules, run, sorted};
 use swarm_ipvs::{
     Destination, DestinationConfig, DestinationEntry, DestinationKey, Family, Forward, Ipvs,
     IpvsError, Name, Netmask, Op, Protocol, Refusal, Service, ServiceConfig, ServiceFlags,
-    ServiceKey, Tunnel, TunnelKind,
+    ServiceKey, Timeouts, Tunnel, TunnelKind,
 };
 
 fn address(text: &str) -> IpAddr {
@@ -475,5 +475,39 @@ fn many_at_once() {
         for outcome in ipvs.apply(&ops) {
             assert_eq!(refusal(outcome), Refusal::Exists);
         }
+    });
+}
+
+#[test]
+fn timeouts_are_those_that_ipvsadm_shows() {
+    in_fresh_netns(|mut ipvs| {
+        let shown = || run("ipvsadm", &["-L", "--timeout"]);
+        let first = Timeouts {
+            tcp_s: 900,
+            tcp_fin_s: 120,
+            udp_s: 300,
+        };
+        assert_eq!(ipvs.timeouts().unwrap(), first, "{}", shown());
+        let longer = Timeouts {
+            tcp_s: 9000,
+            tcp_fin_s: 100,
+            udp_s: 30,
+        };
+        ipvs.set_timeouts(&longer).unwrap();
+        assert!(shown().contains(": 9000 100 30"), "{}", shown());
+        assert_eq!(ipvs.timeouts().unwrap(), longer);
+        // 0 leaves one as it is; what the kernel's clock cannot hold is refused.
+        let udp = Timeouts {
+            tcp_s: 0,
+            tcp_fin_s: 0,
+            udp_s: 31,
+        };
+        ipvs.set_timeouts(&udp).unwrap();
+        assert!(shown().contains(": 9000 100 31"), "{}", shown());
+        let endless = Timeouts {
+            tcp_s: u32::MAX,
+            ..udp
+        };
+        assert!(ipvs.set_timeouts(&endless).is_err());
     });
 }

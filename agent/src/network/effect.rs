@@ -67,6 +67,7 @@ impl Observed {
             Op::SetPortFlags { device, flags } => {
                 self.change(device, |link| link.port = Some(*flags));
             }
+            Op::Ipvs(IpvsOp::SetTimeouts(timeouts)) => self.ipvs_timeouts = Some(*timeouts),
             Op::Ipvs(op) => {
                 if let Ok(table) = &mut self.ipvs {
                     apply_ipvs(table, op);
@@ -167,6 +168,7 @@ impl Observed {
         }
         if let (Place::Ingress, Ok(table)) = (place, &mut self.ipvs) {
             table.clear();
+            self.ipvs_timeouts = None;
         }
     }
 
@@ -356,5 +358,7 @@ fn apply_ipvs(table: &mut IpvsTable, op: &IpvsOp) {
             }
         }
         IpvsOp::Flush => table.clear(),
+        // Of the namespace, not of the table.
+        IpvsOp::SetTimeouts(_) => {}
     }
 }

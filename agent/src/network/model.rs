@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use swarm_ipvs::{DestinationConfig, DestinationKey, Name, ServiceConfig, ServiceKey};
+use swarm_ipvs::{DestinationConfig, DestinationKey, Name, ServiceConfig, ServiceKey, Timeouts};
 use swarm_model::{NetworkId, Protocol, TaskId};
 
 use super::isolation::Isolation;
@@ -389,6 +389,8 @@ pub(super) struct Observed {
     pub(super) namespaces: BTreeMap<Place, Namespace>,
     /// The IPVS table, or why there is none. Empty while there is no ingress namespace.
     pub(super) ipvs: Result<IpvsTable, String>,
+    /// How long IPVS remembers connections; none where there is no table yet.
+    pub(super) ipvs_timeouts: Option<Timeouts>,
     /// The maps, or why there are none.
     pub(super) mesh: Result<MeshMaps, String>,
     /// The link of the host's default route.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use swarm_ipvs::Timeouts;
 use swarm_model::TaskId;
 
 /// Prefix of our links in the host's namespace.
@@ -121,6 +122,18 @@ pub(super) const INGRESS_SYSCTLS: &[(&str, &str)] = &[
     // No socket of this namespace ever takes a packet: none is worth being looked for early.
     ("ipv4/ip_early_demux", "0"),
 ];
+
+/// How long IPVS in the ingress namespace remembers connections without a packet.
+///
+/// TCP: an idle connection is forgotten by its ends after TCP's keep-alive at the latest, where
+/// that is on: 7200 s and nine probes 75 s apart (tcp(7)). So the balancer keeps it longer; whoever
+/// is idle for longer without keep-alive is rescheduled by his next packet, and reset. What a
+/// client that vanished costs until then is one entry of 300 bytes. The others are the kernel's.
+pub(super) const TIMEOUTS: Timeouts = Timeouts {
+    tcp_s: 9000,
+    tcp_fin_s: 120,
+    udp_s: 300,
+};
 
 /// The same per interface: they exist once the interface does.
 pub(super) const INGRESS_LINK_SYSCTLS: &[(&str, &str, &str)] = &[

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::AddressFamily;
 use nix::errno::Errno;
-use swarm_ipvs::IpvsError;
+use swarm_ipvs::{IpvsError, Timeouts};
 
 use crate::error_text::error_text;
 
@@ -67,6 +67,10 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
         Err(reason) => Err(reason.clone()),
     };
     let ipvs = ipvs_table(kernel)?;
+    let ipvs_timeouts = match &ipvs {
+        Ok(_) => ipvs_timeouts(kernel)?,
+        Err(_) => None,
+    };
     let firewall = firewall(kernel)?;
     let default_uplink = seen
         .get(&Place::Host)
@@ -87,6 +91,7 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
         Observed {
             namespaces,
             ipvs,
+            ipvs_timeouts,
             mesh,
             default_uplink,
             listeners,
@@ -109,6 +114,13 @@ fn firewall(kernel: &mut Kernel) -> Result<Result<FirewallState, String>, Kernel
             }
             _ => Err(error.into()),
         },
+    }
+}
+
+fn ipvs_timeouts(kernel: &mut Kernel) -> Result<Option<Timeouts>, KernelError> {
+    match kernel.ipvs()? {
+        Some(ipvs) => Ok(Some(ipvs.timeouts()?)),
+        None => Ok(None),
     }
 }
 

@@ -456,6 +456,10 @@ impl Planner<'_> {
     /// Services and destinations that are missing or different. Destinations in ascending order:
     /// nodes agree on Maglev's choices only when all have added them in the same order.
     fn balance(&mut self) {
+        let timeouts = differing(&self.now.ipvs_timeouts, &self.wanted.ipvs_timeouts);
+        if let (Ok(_), Some(timeouts)) = (&self.now.ipvs, timeouts) {
+            self.emit(Op::Ipvs(IpvsOp::SetTimeouts(timeouts)));
+        }
         let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {
             return;
         };

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use swarm_ipvs::Timeouts;
 
 use super::balance::{Balance, NodeAddresses, balance};
 use super::desired::{Desired, address6};
@@ -17,7 +18,7 @@ use super::model::{
     Observed, Place, Published, PublishedAs, SocketPrograms,
 };
 use super::names::{
-    DEFAULT_MTU, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, IPV6_MIN_MTU, LOOPBACK, VXLAN,
+    DEFAULT_MTU, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, IPV6_MIN_MTU, LOOPBACK, TIMEOUTS, VXLAN,
     VXLAN_OVERHEAD, VXLAN_OVERHEAD6, forwarding_of,
 };
 use super::sockets::wanted_sockets;
@@ -70,6 +71,8 @@ pub(super) struct Wanted {
     pub(super) sysctls: Vec<(Place, String, String)>,
     /// The IPVS table; nothing where the kernel has none.
     pub(super) ipvs: Option<IpvsTable>,
+    /// How long it remembers connections; likewise.
+    pub(super) ipvs_timeouts: Option<Timeouts>,
     /// The maps; nothing where there are none.
     pub(super) mesh: Option<MeshMaps>,
     /// Our table of the host's nf_tables; nothing where the kernel has none.
@@ -197,6 +200,7 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         problems.extend(shadowed(desired, &published, &observed.listeners));
     }
     wanted.ipvs = observed.ipvs.is_ok().then_some(table);
+    wanted.ipvs_timeouts = observed.ipvs.is_ok().then_some(TIMEOUTS);
     let sockets = wanted_sockets(desired, &by_address);
     wanted.mesh = observed.mesh.is_ok().then(|| MeshMaps {
         config: Some(MeshConfig {

@@ -2,7 +2,7 @@
 
 use netlink_packet_core::{
     DecodeError, DefaultNla, Emitable, ErrorContext, NLA_F_NESTED, Nla, NlaBuffer, NlasIterator,
-    Parseable, ParseableParametrized,
+    Parseable, ParseableParametrized, parse_u32,
 };
 use netlink_packet_generic::{GenlFamily, GenlHeader};
 
@@ -29,6 +29,10 @@ impl Command {
     pub const DEL_DEST: Self = Self(uapi::IPVS_CMD_DEL_DEST);
     /// Dump the destinations of a service.
     pub const GET_DEST: Self = Self(uapi::IPVS_CMD_GET_DEST);
+    /// Set the connection timeouts; also how the kernel answers [`Self::GET_CONFIG`].
+    pub const SET_CONFIG: Self = Self(uapi::IPVS_CMD_SET_CONFIG);
+    /// Read the connection timeouts.
+    pub const GET_CONFIG: Self = Self(uapi::IPVS_CMD_GET_CONFIG);
     /// How the kernel answers [`Self::GET_INFO`].
     pub const SET_INFO: Self = Self(uapi::IPVS_CMD_SET_INFO);
     /// Describe IPVS itself.
@@ -44,6 +48,12 @@ pub enum Attr {
     Service(Vec<ServiceAttr>),
     /// `IPVS_CMD_ATTR_DEST`.
     Destination(Vec<DestinationAttr>),
+    /// `IPVS_CMD_ATTR_TIMEOUT_TCP`: seconds.
+    TimeoutTcpS(u32),
+    /// `IPVS_CMD_ATTR_TIMEOUT_TCP_FIN`: seconds.
+    TimeoutTcpFinS(u32),
+    /// `IPVS_CMD_ATTR_TIMEOUT_UDP`: seconds.
+    TimeoutUdpS(u32),
     /// `IPVS_INFO_ATTR_*`, which only [`Command::SET_INFO`] carries.
     Info(InfoAttr),
     /// Anything else, as it came.
@@ -55,6 +65,7 @@ impl Nla for Attr {
         match self {
             Self::Service(attrs) => attrs.as_slice().buffer_len(),
             Self::Destination(attrs) => attrs.as_slice().buffer_len(),
+            Self::TimeoutTcpS(_) | Self::TimeoutTcpFinS(_) | Self::TimeoutUdpS(_) => 4,
             Self::Info(attr) => attr.value_len(),
             Self::Other(attr) => attr.value_len(),
         }
@@ -64,6 +75,9 @@ impl Nla for Attr {
         match self {
             Self::Service(_) => uapi::IPVS_CMD_ATTR_SERVICE | NLA_F_NESTED,
             Self::Destination(_) => uapi::IPVS_CMD_ATTR_DEST | NLA_F_NESTED,
+            Self::TimeoutTcpS(_) => uapi::IPVS_CMD_ATTR_TIMEOUT_TCP,
+            Self::TimeoutTcpFinS(_) => uapi::IPVS_CMD_ATTR_TIMEOUT_TCP_FIN,
+            Self::TimeoutUdpS(_) => uapi::IPVS_CMD_ATTR_TIMEOUT_UDP,
             Self::Info(attr) => attr.kind(),
             Self::Other(attr) => attr.kind(),
         }
@@ -73,6 +87,9 @@ impl Nla for Attr {
         match self {
             Self::Service(attrs) => attrs.as_slice().emit(buffer),
             Self::Destination(attrs) => attrs.as_slice().emit(buffer),
+            Self::TimeoutTcpS(value) | Self::TimeoutTcpFinS(value) | Self::TimeoutUdpS(value) => {
+                buffer.copy_from_slice(&value.to_ne_bytes());
+            }
             Self::Info(attr) => attr.emit_value(buffer),
             Self::Other(attr) => attr.emit_value(buffer),
         }
@@ -91,6 +108,15 @@ impl Attr {
             uapi::IPVS_CMD_ATTR_DEST => parse_attrs(attr.value())
                 .context("destination attributes")
                 .map(Self::Destination),
+            uapi::IPVS_CMD_ATTR_TIMEOUT_TCP => parse_u32(attr.value())
+                .context("TIMEOUT_TCP")
+                .map(Self::TimeoutTcpS),
+            uapi::IPVS_CMD_ATTR_TIMEOUT_TCP_FIN => parse_u32(attr.value())
+                .context("TIMEOUT_TCP_FIN")
+                .map(Self::TimeoutTcpFinS),
+            uapi::IPVS_CMD_ATTR_TIMEOUT_UDP => parse_u32(attr.value())
+                .context("TIMEOUT_UDP")
+                .map(Self::TimeoutUdpS),
             _ => DefaultNla::parse(attr).map(Self::Other),
         }
     }

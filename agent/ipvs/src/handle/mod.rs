@@ -4,6 +4,7 @@ mod apply;
 mod destinations;
 mod info;
 mod services;
+mod timeouts;
 
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};

@@ -79,6 +79,7 @@ fn host() -> Observed {
     Observed {
         namespaces: BTreeMap::from([(Place::Host, namespace)]),
         ipvs: Ok(IpvsTable::new()),
+        ipvs_timeouts: None,
         mesh: Ok(MeshMaps::default()),
         default_uplink: Some("eth0".to_owned()),
         listeners: BTreeSet::new(),

@@ -202,7 +202,12 @@ pub(super) fn damage(observed: &mut Observed, damage: &Damage) {
                 }
             }
         }
-        Damage::ClearIpvs => observed.ipvs = Ok(IpvsTable::new()),
+        Damage::ClearIpvs => {
+            observed.ipvs = Ok(IpvsTable::new());
+            if let Some(timeouts) = &mut observed.ipvs_timeouts {
+                timeouts.tcp_s = 900;
+            }
+        }
         Damage::IpvsService(index) => {
             let table = observed.ipvs.as_mut().unwrap();
             if let Some(key) = pick(table.keys().copied(), index) {

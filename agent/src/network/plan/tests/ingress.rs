@@ -82,6 +82,7 @@ write the links of the mesh programs
 write the node addresses of the mesh
 write the ingress nodes of the mesh
 isolate 1 tasks but for 2 published targets
+ipvs: set timeouts: tcp 9000 s, after a FIN 120 s, udp 300 s
 ipvs: add service tcp 172.17.0.1:8080
 ipvs: add destination 10.255.1.0:80 to service tcp 172.17.0.1:8080
 ipvs: add destination 10.255.1.1:80 to service tcp 172.17.0.1:8080
