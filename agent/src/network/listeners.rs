@@ -24,6 +24,11 @@ const LINE_BYTES_MAX: u64 = 1024;
 /// has other worries.
 const SOCKETS_MAX: usize = 65_536;
 
+/// States of a TCP socket (linux/tcp_states.h).
+const TCP_ESTABLISHED: u8 = 0x01;
+const TCP_SYN_RECV: u8 = 0x03;
+const TCP_LISTEN: u8 = 0x0a;
+
 /// A socket that takes what comes from anywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Listener {
@@ -45,6 +50,47 @@ impl Listener {
             own => own.to_canonical() == address,
         }
     }
+}
+
+/// Connections of others to the servers of the calling thread's network namespace: those that are
+/// established or being made, accepted by their server or not, to a port that somebody listens on.
+/// Those over loopback are the namespace's own.
+pub(super) fn connections() -> io::Result<usize> {
+    let mut all = 0;
+    let mut listening = BTreeSet::new();
+    for name in ["tcp", "tcp6"] {
+        match File::open(Path::new(OWN_NAMESPACE).join(name)) {
+            Ok(file) => all += count(BufReader::new(file), &mut listening)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+/// Counts the connections of one table. IPv4 comes first: a socket bound to `::` has its IPv4
+/// connections in the IPv6 table.
+fn count(mut table: impl BufRead, listening: &mut BTreeSet<u16>) -> io::Result<usize> {
+    let mut connections = 0;
+    let mut line = Vec::new();
+    for _ in 0..=SOCKETS_MAX {
+        line.clear();
+        let mut limited = io::Read::take(&mut table, LINE_BYTES_MAX);
+        if limited.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        match parse(&line) {
+            Some((_, port, TCP_LISTEN)) => {
+                listening.insert(port);
+            }
+            Some((address, port, TCP_ESTABLISHED | TCP_SYN_RECV)) => {
+                let own = address.to_canonical().is_loopback();
+                connections += usize::from(!own && listening.contains(&port));
+            }
+            _ => {}
+        }
+    }
+    Ok(connections)
 }
 
 /// The listeners of the calling thread's network namespace.
@@ -102,7 +148,7 @@ fn collect(
 /// for a datagram socket without a peer `TCP_CLOSE`.
 fn takes_all(protocol: Protocol) -> u8 {
     match protocol {
-        Protocol::Tcp => 0x0a,
+        Protocol::Tcp => TCP_LISTEN,
         Protocol::Udp | Protocol::Sctp => 0x07,
     }
 }
@@ -207,6 +253,23 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_endian = "little")]
+    fn connections_are_those_of_others_to_a_listening_port() {
+        let tcp = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 5 1 0
+   1: 0A02000A:0050 0202000A:9C40 01 00000000:00000000 00:00000000 00000000     0        0 6 1 0
+   2: 0A02000A:0050 0202000A:9C41 03 00000000:00000000 00:00000000 00000000     0        0 0 1 0
+   3: 0A02000A:0050 0202000A:9C42 06 00000000:00000000 00:00000000 00000000     0        0 0 1 0
+   4: 0100007F:0050 0100007F:9C43 01 00000000:00000000 00:00000000 00000000     0        0 8 1 0
+   5: 0A02000A:9C44 0302000A:0051 01 00000000:00000000 00:00000000 00000000     0        0 9 1 0
+";
+        let mut listening = BTreeSet::new();
+        assert_eq!(count(tcp.as_bytes(), &mut listening).unwrap(), 2);
+        assert_eq!(Vec::from_iter(listening), [80]);
+    }
+
+    #[test]
     fn a_listener_takes_what_is_for_its_address() {
         let takes = |own: &str, address: &str| {
             let listener = Listener {
@@ -229,6 +292,7 @@ mod tests {
         fn any_bytes_are_read_to_their_end(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
             let mut all = BTreeSet::new();
             collect(Protocol::Udp, &bytes[..], &mut all).unwrap();
+            count(&bytes[..], &mut BTreeSet::new()).unwrap();
         }
     }
 }

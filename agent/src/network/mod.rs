@@ -65,4 +65,4 @@ pub(crate) use desired::{
 pub(crate) use netns::NetnsDir;
 pub(crate) use netns::{Netns, NetnsError};
 pub(crate) use reconcile::{Applied, NetworkConfig, NetworkError, Reconciler};
-pub(crate) use task_netns::task_netns;
+pub(crate) use task_netns::{task_connections, task_listens, task_netns};

@@ -1,6 +1,6 @@
 //! A node in a swarm: session, worker, network and, on a manager, the manager process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use prost::Message as _;
 use swarm_api::v1;
-use swarm_model::{NodeDescription, NodeProblem, Platform, Role, Task, TaskId, TaskStatus};
+use swarm_model::{
+    NodeDescription, NodeProblem, Platform, Protocol, Role, Task, TaskId, TaskStatus,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,7 +20,7 @@ use super::host_networks::host_networks;
 use crate::config::Config;
 use crate::dns::{Asker, HOST_RESOLV_CONF, NameServerConfig, NameServers, SocketStore};
 use crate::identity::{Connector, Credentials, Membership, Renewer, StateStore, TlsError};
-use crate::network::{NetworkConfig, NetworkError, Reconciler};
+use crate::network::{NetworkConfig, NetworkError, Reconciler, task_connections, task_listens};
 use crate::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::session::{Assigned, Report, Session};
@@ -111,6 +113,7 @@ impl Active {
         let worker = Worker {
             runtime: runtime.clone(),
             network: Arc::new(TaskNetworkOf {
+                run_dir: config.run_dir.clone(),
                 network: network.clone(),
                 names: names.clone(),
                 assigned: assigned.subscribe(),
@@ -353,6 +356,7 @@ fn memory_bytes() -> u64 {
 
 /// A task's network is its namespace with what leads there, and the name server in it.
 struct TaskNetworkOf {
+    run_dir: PathBuf,
     network: Arc<Reconciler>,
     names: NameServers,
     assigned: watch::Receiver<Arc<Assigned>>,
@@ -377,6 +381,20 @@ impl TaskNetwork for TaskNetworkOf {
         Ok(netns_path)
     }
 
+    async fn listens(&self, task: &Task) -> Result<bool, String> {
+        let ports = published_targets(&self.assigned.borrow(), task);
+        let Some(address) = task.ingress_address.filter(|_| !ports.is_empty()) else {
+            return Ok(true);
+        };
+        let (run_dir, id) = (self.run_dir.clone(), task.id.clone());
+        blocking(move || task_listens(&run_dir, &id, address.into(), &ports)).await
+    }
+
+    async fn connections(&self, task_id: &TaskId) -> Result<usize, String> {
+        let (run_dir, id) = (self.run_dir.clone(), task_id.clone());
+        blocking(move || task_connections(&run_dir, &id)).await
+    }
+
     async fn release(&self, task_id: &TaskId) -> Result<(), String> {
         // First: its sockets would keep the namespace.
         self.names.close(task_id).await;
@@ -384,5 +402,26 @@ impl TaskNetwork for TaskNetworkOf {
             .release_task(task_id)
             .await
             .map_err(|error| crate::error_text(&error))
+    }
+}
+
+/// Where a task is to listen: the targets of its service's published ports. Not those of SCTP, whose
+/// sockets the kernel lists elsewhere.
+fn published_targets(assigned: &Assigned, task: &Task) -> BTreeSet<(Protocol, u16)> {
+    let service = assigned.services.get(&task.service_id);
+    let ports = service.into_iter().flat_map(|service| &service.ports);
+    ports
+        .filter(|port| port.protocol != Protocol::Sctp)
+        .map(|port| (port.protocol, port.target))
+        .collect()
+}
+
+/// Reads something of the kernel, off the runtime's workers.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|error| crate::error_text(&error)),
+        Err(error) => Err(crate::error_text(&error)),
     }
 }

@@ -24,6 +24,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// is then left to the next start of the agent.
 const RETRIES_MAX: u32 = 30;
 
+/// How often a task is looked at that is to listen, or to lose its connections: reading two small
+/// files of the kernel.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Longest error text that is reported; the rest would not be read.
 const ERROR_TEXT_MAX: usize = 2048;
 
@@ -35,6 +39,10 @@ const OWN_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 1, 1);
 pub(crate) trait TaskNetwork: Send + Sync {
     /// Makes the task's namespace and everything that leads into it; gives its path. Repeatable.
     async fn prepare(&self, task: &Task) -> Result<PathBuf, String>;
+    /// Whether its servers listen where its service is published.
+    async fn listens(&self, task: &Task) -> Result<bool, String>;
+    /// How many connections others have to its servers.
+    async fn connections(&self, task_id: &TaskId) -> Result<usize, String>;
     /// Removes it. Repeatable.
     async fn release(&self, task_id: &TaskId) -> Result<(), String>;
 }
@@ -59,6 +67,10 @@ pub(super) struct Runner {
     /// The container found when the agent started; none for a new task.
     pub(super) container: Option<ContainerState>,
     pub(super) status: TaskStatus,
+    /// Whether the task was seen to listen on its published ports. False at first.
+    pub(super) listens: bool,
+    /// Whether it may have connections. True at first.
+    pub(super) connected: bool,
 }
 
 impl Runner {
@@ -70,19 +82,32 @@ impl Runner {
             .container
             .stop_grace_period
             .unwrap_or(ContainerSpec::DEFAULT_STOP_GRACE_PERIOD);
+        let mut started = None;
+        let mut unwanted = None;
         let mut asked_to_stop = None;
         let mut failures = 0;
         loop {
             let view = {
                 let task = self.task.borrow_and_update();
+                let now = self.clock.now();
+                if matches!(self.container, Some(ContainerState::Running { .. })) {
+                    started.get_or_insert(now);
+                }
+                if task.desired_state >= swarm_model::DesiredState::Shutdown {
+                    unwanted.get_or_insert(now);
+                }
                 TaskView {
                     desired: task.desired_state,
                     not_before: task.not_before,
                     state: self.status.state,
                     container: self.container,
+                    started,
+                    listens: self.listens,
+                    unwanted,
+                    connected: self.connected,
                     asked_to_stop,
                     grace,
-                    now: self.clock.now(),
+                    now,
                 }
             };
             let step = next_step(&view);
@@ -94,11 +119,18 @@ impl Runner {
                 }
                 Step::Prepare => self.prepare(&task).await,
                 Step::Start => self.start(&task).await,
+                Step::AwaitListening(until) => self.await_listening(&task, until).await,
                 Step::ReportRunning => {
-                    self.report(TaskState::Running, "started", String::new(), None)
+                    let message = if self.listens {
+                        "started"
+                    } else {
+                        "started, but does not listen on every published port"
+                    };
+                    self.report(TaskState::Running, message, String::new(), None)
                         .await;
                     Ok(())
                 }
+                Step::AwaitDisconnected(until) => self.await_disconnected(&task, until).await,
                 Step::AwaitEnd(until) => self.await_end(&task, until).await,
                 Step::AskToStop => {
                     asked_to_stop = Some(view.now);
@@ -227,6 +259,45 @@ impl Runner {
         }
     }
 
+    async fn await_listening(&mut self, task: &Task, until: Timestamp) -> Result<(), String> {
+        let network = self.network.clone();
+        let seen = async {
+            loop {
+                match network.listens(task).await {
+                    Ok(true) => return true,
+                    Ok(false) => tokio::time::sleep(LOOK_INTERVAL).await,
+                    // Whoever cannot look does not wait.
+                    Err(error) => return unseen(&task.id, &error),
+                }
+            }
+        };
+        let (result, seen) = tokio::select! {
+            seen = seen => (Ok(()), seen),
+            result = self.await_end(task, Some(until)) => (result, false),
+        };
+        self.listens |= seen;
+        result
+    }
+
+    async fn await_disconnected(&mut self, task: &Task, until: Timestamp) -> Result<(), String> {
+        let network = self.network.clone();
+        let seen = async {
+            loop {
+                match network.connections(&task.id).await {
+                    Ok(0) => return true,
+                    Ok(_) => tokio::time::sleep(LOOK_INTERVAL).await,
+                    Err(error) => return unseen(&task.id, &error),
+                }
+            }
+        };
+        let (result, seen) = tokio::select! {
+            seen = seen => (Ok(()), seen),
+            result = self.await_end(task, Some(until)) => (result, false),
+        };
+        self.connected &= !seen;
+        result
+    }
+
     async fn kill(&mut self, task: &Task) -> Result<(), String> {
         self.runtime
             .signal(&task.id, Signal::Kill)
@@ -297,6 +368,12 @@ impl Runner {
             .send(Progress::Status(id, self.status.clone()))
             .await;
     }
+}
+
+/// Says that nobody can tell what a task's sockets do; it is not waited for then.
+fn unseen(task: &TaskId, error: &str) -> bool {
+    tracing::warn!(%task, error, "its sockets cannot be looked at");
+    true
 }
 
 /// Why a task has no container.

@@ -6,12 +6,14 @@
 //! | run, drain | none | before running | wait for its time, then prepare |
 //! | run, drain | none | running | finish: failed (the container is gone) |
 //! | run, drain | created | | start |
-//! | run, drain | running | before running | report running |
+//! | run, drain | running | before running, does not listen yet, for less than [`LISTEN_DEADLINE`] | wait until it listens |
+//! | run, drain | running | before running, else | report running |
 //! | run, drain | running | running | wait for its end |
 //! | any | stopped | | finish: complete, failed or shutdown |
 //! | any | lost | | finish: failed |
 //! | stop | none, created | | finish: shutdown |
-//! | stop | running | not asked yet | ask it to stop |
+//! | stop | running | not asked yet, has connections, within grace | wait until they end |
+//! | stop | running | not asked yet, else | ask it to stop |
 //! | stop | running | asked, within grace | wait for its end |
 //! | stop | running | asked, grace over | kill |
 
@@ -20,6 +22,12 @@ use std::time::Duration;
 use swarm_model::{DesiredState, TaskState, Timestamp};
 
 use crate::runtime::{ContainerState, ExitStatus};
+
+/// How long a task that has been started may take until it listens on its published ports. After
+/// that it counts as running all the same: it may never listen there. Clients are sent to it only
+/// then, so that none is refused by a server that is still starting. Servers that need longer have
+/// a health check.
+pub(super) const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A task as the runner sees it.
 #[derive(Clone, Copy, Debug)]
@@ -32,9 +40,17 @@ pub(super) struct TaskView {
     pub(super) state: TaskState,
     /// Its container, if it has one.
     pub(super) container: Option<ContainerState>,
+    /// When its container was first seen running.
+    pub(super) started: Option<Timestamp>,
+    /// Whether it was seen to listen on its published ports.
+    pub(super) listens: bool,
+    /// When it was first seen that it is to stop.
+    pub(super) unwanted: Option<Timestamp>,
+    /// Whether it may have connections from others.
+    pub(super) connected: bool,
     /// When it was asked to stop.
     pub(super) asked_to_stop: Option<Timestamp>,
-    /// How long it has from then on.
+    /// How long its connections have to end, and how long it has from when it was asked on.
     pub(super) grace: Duration,
     /// Now.
     pub(super) now: Timestamp,
@@ -49,8 +65,12 @@ pub(super) enum Step {
     Prepare,
     /// Start the container.
     Start,
+    /// Nothing until it listens, ends, or something else is wanted; at the latest until then.
+    AwaitListening(Timestamp),
     /// Say that it runs.
     ReportRunning,
+    /// Nothing until its connections have ended, or it has; at the latest until then.
+    AwaitDisconnected(Timestamp),
     /// Nothing until the container ends or something else is wanted; at the latest until then.
     AwaitEnd(Option<Timestamp>),
     /// Ask the process to stop.
@@ -86,7 +106,12 @@ pub(super) fn next_step(task: &TaskView) -> Step {
         Some(ContainerState::Stopped(exit)) => Step::Finish(end_of(task, exit)),
         _ if task.desired >= DesiredState::Shutdown => stop(task),
         Some(ContainerState::Running { .. }) if task.state < TaskState::Running => {
-            Step::ReportRunning
+            let deadline = task.started.unwrap_or(task.now).after(LISTEN_DEADLINE);
+            if task.listens || task.now >= deadline {
+                Step::ReportRunning
+            } else {
+                Step::AwaitListening(deadline)
+            }
         }
         Some(ContainerState::Running { .. }) => Step::AwaitEnd(None),
         Some(ContainerState::Created) => Step::Start,
@@ -110,7 +135,10 @@ fn stop(task: &TaskView) -> Step {
     let Some(ContainerState::Running { .. }) = task.container else {
         return Step::Finish(End::Shutdown(None));
     };
+    // Every node has stopped sending it new connections: those that it has run on until they end.
+    let until = task.unwanted.unwrap_or(task.now).after(task.grace);
     match task.asked_to_stop {
+        None if task.connected && task.now < until => Step::AwaitDisconnected(until),
         None => Step::AskToStop,
         Some(asked) if task.now < asked.after(task.grace) => {
             Step::AwaitEnd(Some(asked.after(task.grace)))
@@ -146,6 +174,10 @@ mod tests {
             not_before: Timestamp(0),
             state,
             container,
+            started: Some(Timestamp(500)),
+            listens: true,
+            unwanted: Some(Timestamp(500)),
+            connected: false,
             asked_to_stop: None,
             grace: Duration::from_secs(10),
             now: Timestamp(1_000),
@@ -200,6 +232,39 @@ mod tests {
         assert_eq!(next_step(&task), Step::AwaitEnd(Some(Timestamp(10_500))));
         task.now = Timestamp(10_500);
         assert_eq!(next_step(&task), Step::Kill);
+    }
+
+    #[test]
+    fn a_task_runs_once_it_listens_or_has_had_its_time() {
+        let mut task = view(Run, RUNNING, TaskState::Starting);
+        task.listens = false;
+        assert_eq!(next_step(&task), Step::AwaitListening(Timestamp(10_500)));
+        task.desired = Draining;
+        assert_eq!(next_step(&task), Step::AwaitListening(Timestamp(10_500)));
+        task.now = Timestamp(10_500);
+        assert_eq!(next_step(&task), Step::ReportRunning);
+        task.desired = Shutdown;
+        assert_eq!(next_step(&task), Step::AskToStop);
+    }
+
+    #[test]
+    fn connections_have_the_grace_period_to_end_before_anybody_is_asked_to() {
+        let mut task = view(Shutdown, RUNNING, TaskState::Running);
+        task.connected = true;
+        assert_eq!(next_step(&task), Step::AwaitDisconnected(Timestamp(10_500)));
+        task.now = Timestamp(10_500);
+        assert_eq!(next_step(&task), Step::AskToStop);
+        task.now = Timestamp(700);
+        task.connected = false;
+        assert_eq!(next_step(&task), Step::AskToStop);
+        // Once asked, that is not taken back.
+        task.connected = true;
+        task.asked_to_stop = Some(Timestamp(600));
+        assert_eq!(next_step(&task), Step::AwaitEnd(Some(Timestamp(10_600))));
+        // Whoever is still drained goes on serving.
+        task.desired = Draining;
+        task.asked_to_stop = None;
+        assert_eq!(next_step(&task), Step::AwaitEnd(None));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use swarm_model::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::step::LISTEN_DEADLINE;
 use super::{TaskNetwork, Worker};
 use crate::runtime::fake::{FakeRuntime, ImageScript};
 use crate::runtime::{Cause, RuntimeError};
@@ -23,6 +25,10 @@ const DEADLINE: Duration = Duration::from_secs(120);
 #[derive(Debug, Default)]
 struct FakeNetwork {
     prepared: Mutex<Vec<TaskId>>,
+    /// Whether no task listens yet.
+    deaf: AtomicBool,
+    /// Connections to every task.
+    connections: AtomicUsize,
 }
 
 impl FakeNetwork {
@@ -36,6 +42,14 @@ impl TaskNetwork for FakeNetwork {
     async fn prepare(&self, task: &Task) -> Result<PathBuf, String> {
         self.prepared.lock().unwrap().push(task.id.clone());
         Ok(PathBuf::from("/run/netns/task"))
+    }
+
+    async fn listens(&self, _task: &Task) -> Result<bool, String> {
+        Ok(!self.deaf.load(Ordering::SeqCst))
+    }
+
+    async fn connections(&self, _task_id: &TaskId) -> Result<usize, String> {
+        Ok(self.connections.load(Ordering::SeqCst))
     }
 
     async fn release(&self, task_id: &TaskId) -> Result<(), String> {
@@ -177,6 +191,70 @@ async fn a_task_runs_and_stops_when_asked() {
         .await
         .expect("forgotten")
         .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_counts_as_running_once_it_listens() {
+    let mut stage = Stage::new();
+    stage.network.deaf.store(true, Ordering::SeqCst);
+    let slow = task("web");
+    stage.assign(std::slice::from_ref(&slow));
+    stage.until(&slow, TaskState::Starting).await;
+    tokio::time::sleep(LISTEN_DEADLINE / 2).await;
+    assert_eq!(stage.statuses.borrow()[&slow.id].state, TaskState::Starting);
+    stage.network.deaf.store(false, Ordering::SeqCst);
+    let status = stage.until(&slow, TaskState::Running).await;
+    assert_eq!(status.message, "started");
+    // One that never does is not held back for ever.
+    stage.network.deaf.store(true, Ordering::SeqCst);
+    let deaf = task("deaf");
+    let began = tokio::time::Instant::now();
+    stage.assign(&[slow, deaf.clone()]);
+    let status = stage.until(&deaf, TaskState::Running).await;
+    assert!(status.message.contains("does not listen"), "{status:?}");
+    assert!(began.elapsed() >= LISTEN_DEADLINE, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_is_asked_to_stop_when_its_connections_have_ended() {
+    let mut stage = Stage::new();
+    let mut task = task("web");
+    task.spec.container.stop_grace_period = Some(Duration::from_secs(30));
+    stage.assign(std::slice::from_ref(&task));
+    stage.until(&task, TaskState::Running).await;
+    stage.network.connections.store(2, Ordering::SeqCst);
+    task.desired_state = DesiredState::Shutdown;
+    stage.assign(std::slice::from_ref(&task));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(stage.statuses.borrow()[&task.id].state, TaskState::Running);
+    stage.network.connections.store(0, Ordering::SeqCst);
+    let began = tokio::time::Instant::now();
+    stage.until(&task, TaskState::Shutdown).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_do_not_end_hold_a_task_for_its_grace_period() {
+    let mut stage = Stage::new();
+    let (mut task, grace) = (task("web"), Duration::from_secs(30));
+    task.spec.container.stop_grace_period = Some(grace);
+    stage.assign(std::slice::from_ref(&task));
+    stage.until(&task, TaskState::Running).await;
+    stage.network.connections.store(1, Ordering::SeqCst);
+    task.desired_state = DesiredState::Remove;
+    let began = tokio::time::Instant::now();
+    stage.assign(std::slice::from_ref(&task));
+    stage.until(&task, TaskState::Shutdown).await;
+    assert!(began.elapsed() >= grace, "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < grace + Duration::from_secs(1),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -165,6 +165,8 @@ impl Roster {
             progress: self.progress.clone(),
             container,
             status,
+            listens: false,
+            connected: true,
         };
         self.runners.insert(task.id.clone(), sender);
         self.tasks.spawn(runner.run());

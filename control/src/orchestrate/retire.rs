@@ -42,7 +42,9 @@ pub(super) fn advance(
     let published = state
         .service(&task.service_id)
         .is_some_and(|service| service.is_published());
-    let serving = task.status.state == TaskState::Running && published && !lost;
+    // On a network of a user it is reached by name or virtual address.
+    let balanced = published || !task.attachments.is_empty();
+    let serving = task.status.state == TaskState::Running && balanced && !lost;
     let desired = next_desired(task, goal, serving, drained, batch);
     // A task without a node never was: there is nothing to remember.
     let desired = if desired == DesiredState::Shutdown && task.node_id.is_none() {

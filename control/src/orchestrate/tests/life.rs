@@ -7,7 +7,7 @@ use swarm_model::{
 };
 
 use crate::orchestrate::retire::DRAIN_DEADLINE;
-use crate::orchestrate::scenario::{Scenario, published};
+use crate::orchestrate::scenario::{Scenario, on, published};
 
 fn slots(tasks: &[Task]) -> Vec<u64> {
     tasks.iter().map(|task| task.slot).collect()
@@ -239,6 +239,20 @@ fn a_running_task_drains_before_it_stops() {
     assert_eq!(swarm.slot(&web, 2)[0].desired_state, DesiredState::Remove);
     swarm.run();
     assert_eq!(slots(&swarm.tasks(&web)), [1]);
+}
+
+#[test]
+fn a_task_that_only_its_network_reaches_drains_as_well() {
+    let mut swarm = Scenario::with_nodes(&["h1"]);
+    let network = swarm.add_network("back", |_| ());
+    let hidden = swarm.add_service("hidden", 1, on(&network));
+    swarm.run();
+    swarm.scale(&hidden, 0);
+    swarm.settle();
+    assert_eq!(
+        swarm.slot(&hidden, 1)[0].desired_state,
+        DesiredState::Draining
+    );
 }
 
 #[test]
