@@ -233,7 +233,9 @@ impl Default for ClusterSpec {
         Self {
             task_history_limit: 5,
             heartbeat_period: Duration::from_millis(500),
-            suspect_after: Duration::from_secs(2),
+            // Three heartbeats. Requests to a dead host are to fail for 2 s at most: half a second
+            // is left for saying so to every node and changing its tables.
+            suspect_after: Duration::from_millis(1500),
             down_after: Duration::from_secs(10),
             certificate_expiry: Duration::from_secs(90 * 24 * 3600),
         }

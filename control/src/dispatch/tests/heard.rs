@@ -60,9 +60,9 @@ const fn ms(ms: u64) -> Duration {
 fn silence_makes_a_node_suspect_and_then_down() {
     let mut case = Case::new(NodeState::Ready);
     case.hear();
-    assert_eq!(case.wait(ms(1_999)), NodeState::Ready);
+    assert_eq!(case.wait(ms(1_499)), NodeState::Ready);
     assert_eq!(case.wait(ms(1)), NodeState::Suspect);
-    assert_eq!(case.wait(ms(7_999)), NodeState::Suspect);
+    assert_eq!(case.wait(ms(8_499)), NodeState::Suspect);
     assert_eq!(case.wait(ms(1)), NodeState::Down);
     assert_eq!(case.wait(ms(60_000)), NodeState::Down);
     case.hear();
@@ -103,7 +103,7 @@ fn a_leader_that_stood_still_blames_nobody() {
     case.hear();
     assert_eq!(case.wait(ms(500)), NodeState::Ready);
     case.now = case.now.after(ms(30_000));
-    assert_eq!(case.wait(ms(1_400)), NodeState::Ready);
+    assert_eq!(case.wait(ms(900)), NodeState::Ready);
     assert_eq!(
         case.wait(ms(200)),
         NodeState::Suspect,
