@@ -98,6 +98,11 @@ impl Host {
         &self.node.name
     }
 
+    /// Where it is in the lab.
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// Its address on the underlay.
     #[must_use]
     pub fn address(&self) -> std::net::Ipv4Addr {
@@ -154,7 +159,11 @@ impl Host {
         })
     }
 
-    fn command(&self, argv: &[&str]) -> Result<Command> {
+    /// A command in its namespaces.
+    ///
+    /// # Errors
+    /// When `argv` is empty.
+    pub(crate) fn command(&self, argv: &[&str]) -> Result<Command> {
         let (program, arguments) = argv.split_first().context("nothing to run")?;
         let mut command = self.node.command(program);
         command.args(arguments);

@@ -7,6 +7,8 @@
 //! * 5353/udp: every datagram with a line as `/` has it, filled up to the datagram's length;
 //! * 5201/tcp and udp: iperf3.
 //!
+//! Its stop signal is SIGQUIT: nginx then ends when the last request is answered.
+//!
 //! Tags `latest` and `1` are one image, `2` differs in the release that its answers name. An image
 //! `broken` exits with code 7 at once.
 
@@ -23,7 +25,7 @@ use crate::command::must;
 use crate::services::{REGISTRY_DATA_DIR, registry};
 
 /// Raised whenever what goes into the images changes, so that no cached one is used.
-const REVISION: u32 = 2;
+const REVISION: u32 = 3;
 
 const BUSYBOX: &str = "/usr/bin/busybox";
 const NGINX: &str = "/usr/sbin/nginx";
@@ -36,6 +38,8 @@ pub const ECHO_PORT: u16 = 5353;
 const START: &str = r#"#!/bin/sh
 # Ends as soon as it is told to: the default for a signal does not apply to the first process.
 trap 'kill $(jobs -p) 2>/dev/null; exit 0' TERM INT
+# The image's stop signal: whoever is being answered is answered to the end.
+trap 'kill -QUIT $nginx; wait $nginx; kill $(jobs -p) 2>/dev/null; exit 0' QUIT
 sed "s/@RELEASE@/${RELEASE:-1}/" /etc/nginx.conf.in > /etc/nginx.conf
 truncate -s 1G /srv/big
 /usr/sbin/nginx -c /etc/nginx.conf &
@@ -164,6 +168,8 @@ pub fn build() -> Result<()> {
         &release_1,
         "--config.entrypoint",
         "/start.sh",
+        "--config.stopsignal",
+        "SIGQUIT",
     ];
     config.extend([
         "--config.env",

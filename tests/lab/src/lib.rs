@@ -21,6 +21,7 @@ pub mod daemon;
 mod host;
 pub mod image;
 pub mod init;
+pub mod load;
 pub mod server;
 pub mod services;
 pub mod swarm;

@@ -7,15 +7,15 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::{System, Target, exists, extra_host, remove_cgroup};
-use crate::RUN_DIR;
 use crate::command::run;
 use crate::daemon::Daemon;
 use crate::services::registry;
 use crate::topology::Node;
+use crate::{RUN_DIR, wait_until};
 
 /// An engine is there within ten seconds; emulation on a loaded machine takes ten times that.
 const START_DEADLINE: Duration = Duration::from_secs(180);
@@ -25,6 +25,9 @@ const SERVICE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// How long the namespaces of an engine may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The service's name.
+const SERVICE: &str = "bench";
 
 /// Cgroup below which both engines keep their containers.
 const CGROUP: &str = "docker";
@@ -57,6 +60,30 @@ fn socket(node: &Node) -> String {
 /// # Errors
 /// When a step fails: the message has the end of the engine's log, or what the command printed.
 pub(super) fn set_up() -> Result<Target> {
+    let [first, second] = start()?;
+    let constraint = format!("node.hostname=={}", second.name);
+    let options = [
+        "--constraint",
+        &constraint,
+        "--publish",
+        "8080:80",
+        "--publish",
+        "5201:5201",
+    ];
+    create(&first, &options, "web:latest")?;
+    Ok(Target {
+        system: System::Docker,
+        address: first.address,
+        web_port: 8080,
+        stream_port: 5201,
+    })
+}
+
+/// Starts both engines and makes a swarm of them; gives its hosts, the manager's first.
+///
+/// # Errors
+/// As [`set_up`].
+pub(super) fn start() -> Result<[Node; 2]> {
     let [first, second] = hosts();
     for node in [&first, &second] {
         node.create()?;
@@ -85,31 +112,44 @@ pub(super) fn set_up() -> Result<Target> {
             &manager,
         ],
     )?;
-    let constraint = format!("node.hostname=={}", second.name);
-    let image = format!("{}/web:latest", registry());
-    docker(
-        &first,
-        &[
-            "service",
-            "create",
-            "--quiet",
-            "--name",
-            "bench",
-            "--constraint",
-            &constraint,
-            "--publish",
-            "8080:80",
-            "--publish",
-            "5201:5201",
-            &image,
-        ],
-    )
-    .with_context(|| format!("logs: {} and its like", daemon(&first).log().display()))?;
-    Ok(Target {
-        system: System::Docker,
-        address: first.address,
-        web_port: 8080,
-        stream_port: 5201,
+    Ok([first, second])
+}
+
+/// Creates the service of an image of the lab's registry and waits until it runs.
+///
+/// # Errors
+/// When it does not: the message says where the engine's log is.
+pub(super) fn create(manager: &Node, options: &[&str], image: &str) -> Result<()> {
+    let image = format!("{}/{image}", registry());
+    let mut arguments = vec!["service", "create", "--quiet", "--name", SERVICE];
+    arguments.extend(options);
+    arguments.push(&image);
+    docker(manager, &arguments)
+        .with_context(|| format!("logs: {} and its like", daemon(manager).log().display()))?;
+    Ok(())
+}
+
+/// Replaces the service's tasks by those of another image, one by one, and waits for the last.
+///
+/// # Errors
+/// When it does not come to that: the message has the state of the update and the tasks.
+pub(super) fn update(manager: &Node, image: &str) -> Result<()> {
+    let image = format!("{}/{image}", registry());
+    let arguments = ["service", "update", "--detach", "--image", &image, SERVICE];
+    docker(manager, &arguments)?;
+    wait_until(SERVICE_DEADLINE, "the update is complete", || {
+        let inspect = ["service", "inspect", "--format", "{{json .}}", SERVICE];
+        let service = docker(manager, &inspect)?;
+        let service: serde_json::Value = serde_json::from_str(&service)?;
+        let is_new = service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]
+            .as_str()
+            .is_some_and(|of| of.starts_with(&image));
+        let status = &service["UpdateStatus"];
+        if !is_new || status["State"] != "completed" {
+            let tasks = docker(manager, &["service", "ps", "--no-trunc", SERVICE])?;
+            bail!("{status}\n{tasks}");
+        }
+        Ok(())
     })
 }
 

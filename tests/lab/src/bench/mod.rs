@@ -6,8 +6,11 @@
 //! each of them, and one system's packet filters are on nobody else's path. Within a round every
 //! row of the table is measured on all systems directly one after another, in an order that
 //! changes from round to round: what slows the machine down for a while slows all of them down.
+//!
+//! What an update or a dead host costs is measured by [`lost`].
 
 mod docker;
+pub mod lost;
 mod measure;
 mod ours;
 mod plain;

@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 use super::{System, Target};
 use crate::{Lab, Swarm};
 
-const SERVICE: &str = "bench";
+/// The service's name.
+pub(super) const SERVICE: &str = "bench";
 
 /// Makes a swarm of the lab's hosts, as they are after `lab up`, and creates the service.
 ///

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use swarm_lab::agent::Agent;
 use swarm_lab::init::Place;
+use swarm_lab::load::{self, Clients};
 use swarm_lab::topology::{Node, Topology};
 use swarm_lab::{Lab, bench, image, init, server, services};
 
@@ -58,9 +59,11 @@ enum Command {
     },
     /// Make every host anew and start every agent in no swarm.
     Fresh,
-    /// Measure the mesh against Docker's and plain VXLAN forwarding.
+    /// Measure ours against Docker's and plain VXLAN forwarding.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Ask a service without a pause until standard input ends, and count what is not answered.
+    Load(Clients),
     /// Answer datagrams with the sender's address (part of the test image).
     UdpEcho,
 }
@@ -77,6 +80,21 @@ enum BenchCommand {
         seconds: u32,
         /// Which systems, separated by commas.
         #[arg(long, value_delimiter = ',', default_value = "plain,docker,ours")]
+        systems: Vec<bench::System>,
+    },
+    /// Count what clients lose by rolling updates; JSON as above.
+    Update {
+        /// Requests to be made at least.
+        #[arg(long)]
+        requests: u64,
+        /// Which systems, separated by commas.
+        #[arg(long, value_delimiter = ',', default_value = "docker,ours")]
+        systems: Vec<bench::System>,
+    },
+    /// Measure for how long clients lose requests with a host; JSON as above.
+    Failover {
+        /// Which systems, separated by commas.
+        #[arg(long, value_delimiter = ',', default_value = "docker,ours")]
         systems: Vec<bench::System>,
     },
     /// Take down what a killed run has left.
@@ -118,6 +136,7 @@ fn main() -> Result<()> {
             .set_link(state == LinkState::Up),
         Command::Fresh => Lab::fresh().map(drop),
         Command::Bench(command) => run_bench(command),
+        Command::Load(clients) => load::drive(&clients),
         Command::UdpEcho => image::udp_echo(),
     }
 }
@@ -164,6 +183,16 @@ fn run_bench(command: BenchCommand) -> Result<()> {
                 systems,
             })?;
             println!("{}", serde_json::to_string(&report)?);
+            Ok(())
+        }
+        BenchCommand::Update { requests, systems } => {
+            let lost = bench::lost::update(requests, &systems)?;
+            println!("{}", serde_json::to_string(&lost)?);
+            Ok(())
+        }
+        BenchCommand::Failover { systems } => {
+            let lost = bench::lost::failover(&systems)?;
+            println!("{}", serde_json::to_string(&lost)?);
             Ok(())
         }
         BenchCommand::Clean => bench::clean(),
