@@ -8,7 +8,7 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use redb::StorageBackend;
-use swarm_model::{NodeId, Timestamp};
+use swarm_model::{ClusterSpec, NodeId, Timestamp};
 
 use super::request::Request;
 use super::view::View;
@@ -71,7 +71,7 @@ impl Founding {
                 address: SocketAddr::new(address, 2377),
                 data_path_address: address,
             };
-            let mut objects = new_swarm(founder, root(), now, &mut rng);
+            let mut objects = new_swarm(founder, ClusterSpec::default(), root(), now, &mut rng);
             // There is one swarm; its managers' nodes differ.
             let node = objects.pop();
             if changes.is_empty() {
