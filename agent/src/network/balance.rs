@@ -147,7 +147,12 @@ fn destinations(
     if eligible().all(|backend| backend.state == BackendState::Starting) {
         return BTreeMap::new();
     }
+    // A UDP flow has no end that could be waited for: without its destination its next packet is
+    // balanced anew, while the old task is still there for what it has in hand.
+    let flows_move = port.protocol == Protocol::Udp
+        && eligible().any(|backend| backend.state == BackendState::Ready);
     eligible()
+        .filter(|backend| backend.state != BackendState::Draining || !flows_move)
         // Maglev's table depends on the order in which destinations were added: one that is added
         // while it starts has its place before any connection depends on it.
         .filter(|backend| {

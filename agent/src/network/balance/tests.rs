@@ -164,6 +164,27 @@ fn without_a_ready_task_a_port_is_open_and_has_no_balancer() {
 }
 
 #[test]
+fn udp_flows_leave_a_task_that_drains_while_there_is_another() {
+    let port = || PortConfig {
+        protocol: Protocol::Udp,
+        ..port()
+    };
+    let draining = backend(REMOTE, BackendState::Draining);
+    let ready = backend(LOCAL, BackendState::Ready);
+    let starting = backend(LOCAL, BackendState::Starting);
+    let over_udp = |backends: &[Backend]| {
+        let table = of(port(), backends).table;
+        let all: Vec<_> = table.into_values().map(|it| it.destinations).collect();
+        assert!(all.windows(2).all(|two| two[0].len() == two[1].len()));
+        all.first()
+            .map(|them| them.values().map(|it| it.weight).collect::<Vec<_>>())
+    };
+    assert_eq!(over_udp(&[draining, ready]), Some(vec![1]));
+    assert_eq!(over_udp(&[draining, starting]), Some(vec![0]));
+    assert_eq!(over_udp(&[draining]), Some(vec![0]));
+}
+
+#[test]
 fn mode_host_answers_only_where_the_task_is() {
     let port = || PortConfig {
         mode: PublishMode::Host,
