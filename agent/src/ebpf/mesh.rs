@@ -156,11 +156,16 @@ impl Mesh {
     /// are taken over with their content, and one whose shape has changed since is made anew with
     /// a warning in the log.
     pub(crate) fn load(bpffs_dir: &Path) -> Result<Self, MeshError> {
+        Self::load_object(bpffs_dir, program::object())
+    }
+
+    /// The same with the programs of `bytes`, another build's.
+    pub(super) fn load_object(bpffs_dir: &Path, bytes: &[u8]) -> Result<Self, MeshError> {
         let pins = bpffs::prepare(bpffs_dir)?;
         layout::discard_misfits(&pins)?;
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&pins)
-            .load(program::object())
+            .load(bytes)
             .map_err(MeshError::LoadObject)?;
         for program in Program::ALL {
             classifier_mut(&mut object, program)?

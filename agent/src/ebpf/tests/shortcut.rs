@@ -1,5 +1,6 @@
 //! The shortcut of established connections: what takes it, and what becomes of it.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,8 @@ use nix::unistd::Pid;
 use super::frame::{ACK, CLIENT, FIN, Frame, NODE, RST, SYN, TASK, sum};
 use super::sandbox::{ifindex, overlay_mac, run, sandboxed};
 use super::verdicts::{NEXT, REDIRECT, run_on};
-use crate::ebpf::{Mesh, Program};
+use crate::ebpf::program::object;
+use crate::ebpf::{Attached, Mesh, Program};
 
 const INGRESS: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
 const TCP_CHECKSUM: usize = 34 + 16;
@@ -260,5 +262,58 @@ fn the_balancer_sees_a_flow_again_before_long() {
         let (verdict, inward) = run_on(&mesh, Program::ShortcutIn, &frame, ifindex("lo"));
         assert_eq!(verdict, REDIRECT);
         assert_eq!(inward[30..34], moved.octets());
+    });
+}
+
+/// The object of another build: the same programs, but that IPVS sees a packet of a connection a
+/// nanosecond later.
+fn another_build() -> Vec<u8> {
+    let mut bytes = object().to_vec();
+    let old = 5_000_000_000_u64.to_le_bytes();
+    let places: Vec<usize> = (0..bytes.len() - 4)
+        .filter(|at| bytes[*at..at + 4] == old[..4])
+        .collect();
+    assert_eq!(places.len(), 1, "the constant is in one instruction");
+    bytes[places[0]] += 1;
+    bytes
+}
+
+#[test]
+fn connections_go_on_in_a_build_with_other_programs() {
+    sandboxed(|sandbox| {
+        stay_on_this_cpu();
+        let programs = [Program::ShortcutIn, Program::FlowLearn];
+        let tag = |mesh: &Mesh, program| mesh.classifier(program).unwrap().info().unwrap().tag();
+        let lo = ifindex("lo");
+        let mut first = sandbox.load();
+        let ingress_macs = BTreeMap::from([(overlay_mac(INGRESS), 1)]);
+        first.set_ingress_macs(&ingress_macs).unwrap();
+        for program in programs {
+            first.attach(program, lo).unwrap();
+        }
+        let asked = asked(true);
+        balance(&first, &asked);
+        run_on(&first, Program::FlowLearn, &bytes(&balanced(&asked)), lo);
+        assert_eq!(in_and_out(&first, &asked), (REDIRECT, REDIRECT));
+        let flows = first.flow_count();
+        let tags = programs.map(|program| tag(&first, program));
+        let ids = programs.map(|program| first.program_id(program).unwrap());
+        drop(first);
+
+        let second = Mesh::load_object(&sandbox.bpffs_dir(), &another_build()).unwrap();
+        assert_ne!(
+            tag(&second, Program::ShortcutIn),
+            tags[0],
+            "a program has changed"
+        );
+        // Until it is attached, the other goes on.
+        let attached = Mesh::attached_program_id(Program::ShortcutIn, lo).unwrap();
+        assert_eq!(attached, Some(ids[0]));
+        for (program, id) in programs.into_iter().zip(ids) {
+            assert_eq!(second.attach(program, lo).unwrap(), Attached::Replaced(id));
+        }
+        assert_eq!(in_and_out(&second, &asked), (REDIRECT, REDIRECT));
+        assert_eq!(second.flow_count(), flows);
+        assert!(flows > 0, "the flow was learned");
     });
 }
