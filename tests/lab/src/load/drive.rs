@@ -24,7 +24,7 @@ const THINKING: Duration = Duration::from_millis(20);
 
 /// Between two connections of a client that opens one for each request: the machine has other
 /// things to do as well.
-const SHORT_PAUSE: Duration = Duration::from_millis(5);
+const SHORT_PAUSE: Duration = Duration::from_millis(20);
 
 /// After a failure, so that a refusing service is not asked thousands of times a second.
 const AFTER_FAILURE: Duration = Duration::from_millis(20);
