@@ -12,6 +12,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, [root])?;
     let out = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Their `Debug` is in `src/redacted.rs`.
+    let secret = [
+        "Cluster",
+        "GetJoinTokenResponse",
+        "InitResponse",
+        "IssueNodeCertificateRequest",
+        "JoinRequest",
+    ];
+    tonic_prost_build::configure()
+        .skip_debug(secret.map(|message| format!("swarm.v1.{message}")))
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -44,8 +44,8 @@ pub(crate) fn new_swarm(
         spec,
         root_ca_pem: root.certificate_pem,
         root_key_pem: root.key_pem,
-        worker_secret: random_base36(rng, JOIN_SECRET_LEN),
-        manager_secret: random_base36(rng, JOIN_SECRET_LEN),
+        worker_secret: random_base36(rng, JOIN_SECRET_LEN).into(),
+        manager_secret: random_base36(rng, JOIN_SECRET_LEN).into(),
         networks_made: swarm_model::NetworkCursor::default(),
     };
     let node = Node {

@@ -134,7 +134,7 @@ impl StateStore {
         let root_pem = read(ROOT_FILE)?;
         let credentials = if membership.format_version < 2 {
             let credentials = Credentials {
-                key_pem: read(OLD_KEY_FILE)?,
+                key_pem: read(OLD_KEY_FILE)?.into(),
                 certificate_pem: read(OLD_CERTIFICATE_FILE)?,
                 root_pem,
             };
@@ -307,7 +307,7 @@ mod tests {
 
     fn credentials() -> Credentials {
         Credentials {
-            key_pem: "-----BEGIN PRIVATE KEY-----\nkey\n".to_owned(),
+            key_pem: "-----BEGIN PRIVATE KEY-----\nkey\n".to_owned().into(),
             certificate_pem: "-----BEGIN CERTIFICATE-----\nleaf\n".to_owned(),
             root_pem: "root".to_owned(),
         }
@@ -373,7 +373,7 @@ mod tests {
             root_pem,
         } = credentials();
         for (name, text) in [
-            (OLD_KEY_FILE, &key_pem),
+            (OLD_KEY_FILE, &*key_pem),
             (OLD_CERTIFICATE_FILE, &certificate_pem),
             (ROOT_FILE, &root_pem),
         ] {
@@ -403,7 +403,7 @@ mod tests {
         let store = StateStore::new(dir.path());
         store.save(&membership(), &credentials()).unwrap();
         let new = Credentials {
-            key_pem: "-----BEGIN PRIVATE KEY-----\nother\n".to_owned(),
+            key_pem: "-----BEGIN PRIVATE KEY-----\nother\n".to_owned().into(),
             certificate_pem: "-----BEGIN CERTIFICATE-----\nother\n".to_owned(),
             root_pem: "roots".to_owned(),
         };

@@ -9,6 +9,7 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use swarm_model::Secret;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -52,7 +53,7 @@ pub(crate) enum TlsError {
 /// A node's key and certificates, PEM.
 #[derive(Clone)]
 pub(crate) struct Credentials {
-    pub(crate) key_pem: String,
+    pub(crate) key_pem: Secret,
     pub(crate) certificate_pem: String,
     pub(crate) root_pem: String,
 }
@@ -62,10 +63,9 @@ const CERTIFICATE_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 
 impl Credentials {
     /// Key and chain in one text, the key first.
-    pub(super) fn to_pem(&self) -> String {
-        let mut text = self.key_pem.clone();
-        text.push_str(&self.certificate_pem);
-        text
+    pub(super) fn to_pem(&self) -> Secret {
+        // In one piece: a text that grows leaves copies behind.
+        [&*self.key_pem, &self.certificate_pem].concat().into()
     }
 
     /// From the text that [`Self::to_pem`] makes; none when it lacks one of the two.
@@ -73,7 +73,7 @@ impl Credentials {
         let begin = text.find(CERTIFICATE_BEGIN).filter(|begin| *begin > 0)?;
         let certificate_pem = text.split_off(begin);
         Some(Self {
-            key_pem: text,
+            key_pem: text.into(),
             certificate_pem,
             root_pem,
         })
@@ -90,7 +90,7 @@ impl std::fmt::Debug for Credentials {
 /// A new key pair (ECDSA P-256) and the request to certify it. The names in the request are empty:
 /// the CA writes its own.
 pub(crate) struct KeyRequest {
-    pub(crate) key_pem: String,
+    pub(crate) key_pem: Secret,
     pub(crate) csr_der: Vec<u8>,
 }
 
@@ -103,7 +103,7 @@ impl KeyRequest {
         params.distinguished_name = rcgen::DistinguishedName::new();
         let csr = params.serialize_request(&key).map_err(TlsError::Request)?;
         Ok(Self {
-            key_pem: key.serialize_pem(),
+            key_pem: key.serialize_pem().into(),
             csr_der: csr.der().to_vec(),
         })
     }

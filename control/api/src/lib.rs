@@ -9,6 +9,7 @@
 //! Deliberately absent: sockets, TLS, authorisation.
 
 pub mod convert;
+mod redacted;
 
 /// Everything that the protocol files say (`google.protobuf.FileDescriptorSet`): so that a test can go
 /// through every method there is.

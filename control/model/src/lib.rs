@@ -15,6 +15,7 @@ mod id;
 mod network;
 mod object;
 mod port;
+mod secret;
 mod spec;
 mod task;
 mod time;
@@ -41,6 +42,7 @@ pub use port::{
     InvalidPort, MAX_AFFINITY, MAX_PORT_LIST_LEN, PortConfig, Protocol, PublishMode, RoutingPolicy,
     Scheduler,
 };
+pub use secret::Secret;
 pub use spec::{
     ClusterSpec, ContainerSpec, EndpointSpec, NodeSpec, Placement, Resources, RestartCondition,
     RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Attachment, ClusterId, ClusterSpec, DesiredState, NetworkCursor, NodeId, NodeSpec, PortConfig,
-    ServiceId, ServiceSpec, TaskId, TaskSpec, TaskStatus, Timestamp, Vip,
+    Secret, ServiceId, ServiceSpec, TaskId, TaskSpec, TaskStatus, Timestamp, Vip,
 };
 
 /// What every object carries.
@@ -34,11 +34,11 @@ pub struct Cluster {
     /// The root certificate, PEM.
     pub root_ca_pem: String,
     /// The root's private key, PEM (PKCS#8). Only ever in the Raft log and managers' memory.
-    pub root_key_pem: String,
+    pub root_key_pem: Secret,
     /// Secret part of the worker join token: 25 base-36 characters.
-    pub worker_secret: String,
+    pub worker_secret: Secret,
     /// Secret part of the manager join token.
-    pub manager_secret: String,
+    pub manager_secret: Secret,
     /// What networks were given last; the next one gets what follows.
     pub networks_made: NetworkCursor,
 }

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
+use crate::Secret;
 use crate::id::DIGITS;
 
 /// Characters of the digest: a SHA-256 as one base-36 number.
@@ -22,7 +23,7 @@ const PREFIX: &str = "SWMTKN-1-";
 #[derive(Clone, PartialEq, Eq)]
 pub struct JoinToken {
     digest: String,
-    secret: String,
+    secret: Secret,
 }
 
 /// Text that is no join token. The text itself is left out: it may be a secret with one slip in it.
@@ -39,7 +40,7 @@ impl JoinToken {
     pub fn new(root_ca_pem: &str, secret: &str) -> Self {
         Self {
             digest: root_digest(root_ca_pem),
-            secret: secret.to_owned(),
+            secret: secret.to_owned().into(),
         }
     }
 
@@ -65,7 +66,7 @@ impl JoinToken {
 
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}{}-{}", self.digest, self.secret)
+        write!(f, "{PREFIX}{}-{}", self.digest, &*self.secret)
     }
 }
 
@@ -100,7 +101,7 @@ impl FromStr for JoinToken {
         }
         Ok(Self {
             digest: digest.to_owned(),
-            secret: secret.to_owned(),
+            secret: secret.to_owned().into(),
         })
     }
 }

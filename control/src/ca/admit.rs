@@ -51,9 +51,9 @@ mod tests {
             meta: Meta::default(),
             spec: ClusterSpec::default(),
             root_ca_pem: "root".to_owned(),
-            root_key_pem: String::new(),
-            worker_secret: "w".repeat(25),
-            manager_secret: "m".repeat(25),
+            root_key_pem: String::new().into(),
+            worker_secret: "w".repeat(25).into(),
+            manager_secret: "m".repeat(25).into(),
             networks_made: swarm_model::NetworkCursor::default(),
         };
         let token = |root: &str, secret: &str| JoinToken::new(root, secret).to_string();

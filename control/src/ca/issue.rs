@@ -8,7 +8,7 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
     SerialNumber, SubjectPublicKeyInfo,
 };
-use swarm_model::{CERTIFICATE_BACKDATE, Cluster, Role, Timestamp};
+use swarm_model::{CERTIFICATE_BACKDATE, Cluster, Role, Secret, Timestamp};
 use time::OffsetDateTime;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
@@ -35,7 +35,7 @@ pub(crate) struct RootCa {
     /// The certificate.
     pub(crate) certificate_pem: String,
     /// The key, PKCS#8.
-    pub(crate) key_pem: String,
+    pub(crate) key_pem: Secret,
 }
 
 /// From when to when a certificate is asked to be valid.
@@ -104,7 +104,7 @@ pub(crate) fn new_root(now: Timestamp) -> Result<RootCa, IssueError> {
     let certificate = params.self_signed(&key).map_err(IssueError::Root)?;
     Ok(RootCa {
         certificate_pem: certificate.pem(),
-        key_pem: key.serialize_pem(),
+        key_pem: key.serialize_pem().into(),
     })
 }
 

@@ -26,7 +26,7 @@ use super::session::Sessions;
 use super::stream::{Outbound, Outlet};
 use super::wire::welcome;
 use crate::clock;
-use crate::serve::{Identity, Peer};
+use crate::serve::{Identity, Peer, TokenBucket};
 use crate::store::{State, Store, UpdateError};
 
 /// How long after a change of the store its consequences are sent, so that changes that come
@@ -50,6 +50,11 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Time an agent has to say who it is, after it has opened a stream.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Sessions that one node may open at once, and the time after which it may open one more: each may
+/// cost an update of the store, and a message to be read before there is a session.
+const SESSIONS_BURST: u64 = 10;
+const SESSIONS_INTERVAL_MS: u64 = 500;
 
 /// Most bytes a node may say of itself: it is kept in the store of every manager.
 const DESCRIPTION_BYTES_MAX: usize = 64 * 1024;
@@ -77,6 +82,8 @@ struct Live {
     sessions: Sessions,
     liveness: Liveness,
     outlets: BTreeMap<NodeId, Outlet>,
+    /// How often each node may open a session.
+    openings: BTreeMap<NodeId, TokenBucket>,
     reports: mpsc::Sender<Report>,
     clock: SteadyClock,
 }
@@ -108,9 +115,19 @@ impl Live {
             sessions: Sessions::new(state),
             liveness: Liveness::new(clock.now()),
             outlets: BTreeMap::new(),
+            openings: BTreeMap::new(),
             reports,
             clock,
         }
+    }
+
+    /// Whether `node` may open one more session.
+    fn may_open(&mut self, node: &NodeId) -> bool {
+        let now = self.clock.now();
+        self.openings
+            .entry(node.clone())
+            .or_insert_with(|| TokenBucket::new(SESSIONS_BURST, SESSIONS_INTERVAL_MS))
+            .take(now)
     }
 
     /// Opens a session of `node` in place of any other.
@@ -149,6 +166,7 @@ impl Live {
                 self.close(&node, reason);
             }
         }
+        self.openings.retain(|node, _| state.node(node).is_some());
         let gone = self
             .outlets
             .keys()
@@ -527,8 +545,14 @@ impl DispatcherRpc for Dispatcher {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (node, address) = caller(&request)?;
-        if self.0.live().is_none() {
-            return Err(self.0.not_leader());
+        let may_open = self.0.live().as_mut().map(|live| live.may_open(&node));
+        match may_open {
+            Some(true) => {}
+            Some(false) => {
+                let text = "this node opens sessions too often; try again in a second";
+                return Err(Status::resource_exhausted(text));
+            }
+            None => return Err(self.0.not_leader()),
         }
         let mut incoming = request.into_inner();
         let first = timeout(HELLO_DEADLINE, incoming.message())

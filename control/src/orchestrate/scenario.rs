@@ -48,9 +48,9 @@ impl Scenario {
             meta: Meta::default(),
             spec: ClusterSpec::default(),
             root_ca_pem: String::new(),
-            root_key_pem: String::new(),
-            worker_secret: String::new(),
-            manager_secret: String::new(),
+            root_key_pem: String::new().into(),
+            worker_secret: String::new().into(),
+            manager_secret: String::new().into(),
             networks_made: swarm_model::NetworkCursor::default(),
         };
         scenario.put(cluster);

@@ -38,6 +38,7 @@ impl Control for ControlService {
             spec: Some((&cluster.spec).into()),
             node_id: self.self_id.to_string(),
             version: cluster.meta.version,
+            root_ca_pem: cluster.root_ca_pem.clone(),
         }))
     }
 

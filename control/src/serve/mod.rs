@@ -38,6 +38,7 @@ mod socket;
 mod tests;
 
 pub(crate) use peer::{Identity, Peer};
+pub(crate) use rate::TokenBucket;
 pub(crate) use refusal::Refusal;
 pub(crate) use server::{Network, serve_local, serve_network};
 pub(crate) use socket::{SocketError, bind_socket};

@@ -77,7 +77,7 @@ pub(super) fn rotate_secret(
     *match role {
         Role::Worker => &mut cluster.worker_secret,
         Role::Manager => &mut cluster.manager_secret,
-    } = random_base36(rng, JOIN_SECRET_LEN);
+    } = random_base36(rng, JOIN_SECRET_LEN).into();
     cluster
 }
 

@@ -4,7 +4,7 @@ use swarm_model::Timestamp;
 
 /// Starts full; refills with time.
 #[derive(Debug)]
-pub(super) struct TokenBucket {
+pub(crate) struct TokenBucket {
     burst: u64,
     interval_ms: u64,
     tokens: u64,
@@ -13,7 +13,7 @@ pub(super) struct TokenBucket {
 
 impl TokenBucket {
     /// `burst` requests may come at once, and one more after every `interval_ms`, not zero.
-    pub(super) fn new(burst: u64, interval_ms: u64) -> Self {
+    pub(crate) fn new(burst: u64, interval_ms: u64) -> Self {
         Self {
             burst,
             interval_ms,
@@ -23,7 +23,7 @@ impl TokenBucket {
     }
 
     /// Whether one more request may be handled at `now`.
-    pub(super) fn take(&mut self, now: Timestamp) -> bool {
+    pub(crate) fn take(&mut self, now: Timestamp) -> bool {
         if now < self.refilled_at {
             // The clock was set back; count from here.
             self.refilled_at = now;

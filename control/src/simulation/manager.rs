@@ -59,7 +59,7 @@ impl Founding {
         let mut rng = ChaCha12Rng::seed_from_u64(seed);
         let root = || RootCa {
             certificate_pem: String::new(),
-            key_pem: String::new(),
+            key_pem: String::new().into(),
         };
         let mut changes = Vec::new();
         let mut raft_ids = Vec::new();

@@ -63,7 +63,7 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let params = Self::params(name, age, life);
         Credentials {
-            key_pem: key.serialize_pem(),
+            key_pem: key.serialize_pem().into(),
             certificate_pem: params.signed_by(&key, &self.issuer).unwrap().pem(),
             root_pem: self.root_pem.clone(),
         }
@@ -367,4 +367,32 @@ async fn who_comes_back_after_the_end_of_the_certificate_is_told_what_to_do() {
         "{}",
         report.error
     );
+}
+
+#[tokio::test]
+async fn only_tls_1_3_is_offered() {
+    use tokio::io::AsyncReadExt as _;
+    let credentials = Authority::new().credentials("node", Duration::ZERO, PATIENCE);
+    for connector in [
+        Connector::with_certificate(&credentials).unwrap(),
+        Connector::without_certificate(&credentials.root_pem).unwrap(),
+        Connector::unverified().unwrap(),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let dialling = tokio::spawn(async move { connector.connect(&address).await });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut header = [0; 5];
+        stream.read_exact(&mut header).await.unwrap();
+        let mut hello = vec![0; usize::from(u16::from_be_bytes([header[3], header[4]]))];
+        stream.read_exact(&mut hello).await.unwrap();
+        // supported_versions, 3 bytes: a list of 2 bytes, TLS 1.3 (RFC 8446, 4.2.1).
+        let only_1_3 = [0x00, 0x2b, 0x00, 0x03, 0x02, 0x03, 0x04];
+        assert!(
+            hello
+                .windows(only_1_3.len())
+                .any(|window| window == only_1_3)
+        );
+        dialling.abort();
+    }
 }

@@ -61,9 +61,9 @@ impl TryFrom<v1::Cluster> for Cluster {
             meta: or_default(meta)?,
             spec: or_default(spec)?,
             root_ca_pem,
-            root_key_pem,
-            worker_secret,
-            manager_secret,
+            root_key_pem: root_key_pem.into(),
+            worker_secret: worker_secret.into(),
+            manager_secret: manager_secret.into(),
             networks_made: NetworkCursor {
                 vni: (last_vni != 0)
                     .then(|| vni("cluster.last_vni", last_vni))
@@ -92,9 +92,9 @@ impl From<&Cluster> for v1::Cluster {
             meta: Some(meta.into()),
             spec: Some(spec.into()),
             root_ca_pem: root_ca_pem.clone(),
-            root_key_pem: root_key_pem.clone(),
-            worker_secret: worker_secret.clone(),
-            manager_secret: manager_secret.clone(),
+            root_key_pem: String::from(&**root_key_pem),
+            worker_secret: String::from(&**worker_secret),
+            manager_secret: String::from(&**manager_secret),
             last_vni: vni.map_or(0, |Vni(vni)| vni),
             last_subnet: optional_text(*subnet),
         }

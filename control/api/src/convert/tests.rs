@@ -107,9 +107,9 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 meta,
                 spec,
                 root_ca_pem,
-                root_key_pem,
-                worker_secret,
-                manager_secret,
+                root_key_pem: root_key_pem.into(),
+                worker_secret: worker_secret.into(),
+                manager_secret: manager_secret.into(),
                 networks_made,
             },
         )

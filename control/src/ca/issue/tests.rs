@@ -19,8 +19,8 @@ fn cluster() -> Cluster {
         spec: ClusterSpec::default(),
         root_ca_pem: root.certificate_pem,
         root_key_pem: root.key_pem,
-        worker_secret: String::new(),
-        manager_secret: String::new(),
+        worker_secret: String::new().into(),
+        manager_secret: String::new().into(),
         networks_made: swarm_model::NetworkCursor::default(),
     }
 }

@@ -625,3 +625,33 @@ async fn an_agent_that_does_not_read_is_told_so_at_the_end() {
     );
     assert!(stream.next().await.is_none());
 }
+
+#[tokio::test]
+async fn a_node_that_opens_sessions_without_end_is_refused_and_others_are_not() {
+    let mut manager = Manager::start(&["one", "two"]).await;
+    let nodes = manager.nodes.clone();
+    let hello = || {
+        FromAgent::Hello(v1::Hello {
+            description: Some(description("host")),
+        })
+    };
+    let mut opened = Vec::new();
+    let refused = loop {
+        match Agent::call(&mut manager, &nodes[0], hello()).await {
+            Ok(session) => opened.push(session),
+            Err(status) => break status,
+        }
+        // One every half second is allowed: a machine that is slower than that cannot be refused.
+        assert!(opened.len() < 100, "never refused");
+    };
+    assert!(opened.len() >= 10, "{}", opened.len());
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert_eq!(
+        refused.message(),
+        "this node opens sessions too often; try again in a second"
+    );
+    // The last of its sessions goes on, and others are as before.
+    let mut last = opened.pop().expect("some were opened");
+    last.next().await.expect("a welcome");
+    Agent::open(&mut manager, &nodes[1]).await;
+}

@@ -171,8 +171,8 @@ pub(super) fn new_cluster() -> Cluster {
         spec: ClusterSpec::default(),
         root_ca_pem: root.certificate_pem,
         root_key_pem: root.key_pem,
-        worker_secret: random_base36(&mut rng, 25),
-        manager_secret: random_base36(&mut rng, 25),
+        worker_secret: random_base36(&mut rng, 25).into(),
+        manager_secret: random_base36(&mut rng, 25).into(),
         networks_made: swarm_model::NetworkCursor::default(),
     }
 }

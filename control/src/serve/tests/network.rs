@@ -144,3 +144,41 @@ async fn a_new_certificate_is_served_without_a_restart() {
         .await
         .unwrap();
 }
+
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    let manager = Manager::start().await;
+    let mut stream = TcpStream::connect(manager.address).await.unwrap();
+    // A hello of RFC 5246 with what was best then: ECDHE with AES-GCM, P-256, ECDSA with SHA-256.
+    let mut hello = vec![0x03, 0x03];
+    hello.extend([7; 32]);
+    hello.push(0);
+    hello.extend([0, 4, 0xc0, 0x2b, 0xc0, 0x2f]);
+    hello.extend([1, 0]);
+    let extensions = [
+        0, 10, 0, 4, 0, 2, 0, 23, 0, 11, 0, 2, 1, 0, 0, 13, 0, 6, 0, 4, 4, 3, 4, 1,
+    ];
+    hello.extend([0, extensions.len() as u8]);
+    hello.extend(extensions);
+    let mut record = vec![
+        0x16,
+        0x03,
+        0x01,
+        0,
+        hello.len() as u8 + 4,
+        1,
+        0,
+        0,
+        hello.len() as u8,
+    ];
+    record.extend(hello);
+    stream.write_all(&record).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(PATIENCE, stream.read_to_end(&mut answer))
+        .await
+        .expect("the server closes the connection")
+        .unwrap();
+    // A fatal alert, protocol_version (RFC 8446, 6.2).
+    assert_eq!(answer, [0x15, 0x03, 0x03, 0, 2, 2, 70]);
+    still_answers(&manager).await;
+}

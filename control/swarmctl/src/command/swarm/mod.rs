@@ -1,5 +1,6 @@
 //! `swarmctl swarm`.
 
+mod ca;
 mod init;
 mod join;
 mod join_token;
@@ -12,6 +13,8 @@ use crate::connect::Sockets;
 /// Make, join and leave a swarm.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum SwarmCommand {
+    /// Show the swarm's root certificate
+    Ca(ca::Ca),
     /// Make a swarm, with this host as its manager
     Init(init::Init),
     /// Join a swarm
@@ -29,6 +32,7 @@ pub(crate) enum SwarmCommand {
 impl SwarmCommand {
     pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
         match self {
+            Self::Ca(verb) => verb.run(sockets).await,
             Self::Init(verb) => verb.run(sockets).await,
             Self::Join(verb) => verb.run(sockets).await,
             Self::JoinToken(verb) => verb.run(sockets).await,
