@@ -26,7 +26,7 @@ use crate::store::{Change, Leadership, State, Store, UpdateError};
 use crate::{allocate, clock, schedule};
 
 /// Changes that one pass makes at a time (swarmkit's bound for a transaction).
-const CHANGES_MAX: usize = 200;
+pub(crate) const CHANGES_MAX: usize = 200;
 
 /// Rounds of passes until the loop looks up. Work that is left is done after the store's change
 /// that the last round made.
@@ -99,7 +99,7 @@ async fn lead(store: &Store, dispatcher: &Dispatcher, self_id: &NodeId) {
 
 /// What a new leader changes first: it has heard no node yet. Nodes that were down stay so; the
 /// others have `down_after` to come back.
-fn take_over(state: &State, self_id: &NodeId, now: Timestamp) -> Vec<Change> {
+pub(crate) fn take_over(state: &State, self_id: &NodeId, now: Timestamp) -> Vec<Change> {
     let mut changes = Vec::new();
     for node in state.nodes() {
         let mut next = Node::clone(node);

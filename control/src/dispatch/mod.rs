@@ -32,4 +32,8 @@ mod stream;
 mod tests;
 mod wire;
 
+pub(crate) use liveness::{Liveness, Verdict};
+pub(crate) use observe::{Report, greet, judge, observe};
 pub(crate) use serve::Dispatcher;
+pub(crate) use session::Sessions;
+pub(crate) use wire::welcome;

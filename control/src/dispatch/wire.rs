@@ -143,7 +143,7 @@ impl From<&AssignmentKey> for v1::AssignmentKey {
 }
 
 /// The first message of a session of `node`, from the manager `own`.
-pub(super) fn welcome(
+pub(crate) fn welcome(
     state: &State,
     session: &SessionId,
     node: &Node,

@@ -266,6 +266,13 @@ impl Member {
             .map_err(|source| unreadable(RecordError::Decode(source)))?;
         let action = record.action().map_err(unreadable)?;
         self.core.apply_member(action, record.raft_id)?;
+        // That it is committed is otherwise written with the next entry only. Who is told that a
+        // member left may take it away for good; this one must not come back needing its vote.
+        let hard_state = self.core.cache().hard_state().clone();
+        self.log.write(&Write {
+            hard_state,
+            ..Write::default()
+        })?;
         tracing::info!(raft_id = record.raft_id, ?action, "the managers changed");
         Ok(record.batch)
     }

@@ -3,19 +3,32 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use redb::StorageBackend;
-use swarm_model::{ClusterSpec, NodeId, Timestamp};
+use swarm_api::v1;
+use swarm_api::v1::agent_message::Message;
+use swarm_model::{ClusterSpec, NodeDescription, NodeId, NodeState, SessionId, Timestamp};
 
+use super::lead::Lead;
 use super::request::Request;
 use super::view::View;
 use crate::bootstrap::{FIRST_RAFT_ID, Founder, new_swarm};
 use crate::ca::RootCa;
+use crate::dispatch::{Report, Verdict, greet, judge, observe};
+use crate::leader::{CHANGES_MAX, PASSES, take_over};
+use crate::orchestrate::Batch;
 use crate::raft::{self, Committed, Envelope, Stepped};
 use crate::store::{Change, Leadership, ProposeError, State, UPDATE_DEADLINE};
+
+/// Reports in one update (`dispatch/serve.rs`).
+const REPORTS_PER_UPDATE: usize = 128;
+
+/// Time until an update of the leader's that could not be made is tried again (`leader.rs`).
+const RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Why a manager stopped. It is of no more use; what its medium holds is known only after it is
 /// opened again.
@@ -143,6 +156,17 @@ pub struct Output {
     pub envelopes: Vec<Envelope>,
     /// To who called.
     pub answers: Vec<Answer>,
+    /// To agents: the node, the number of the stream that it opened, and what is sent.
+    pub to_agents: Vec<(NodeId, u64, ToAgent)>,
+}
+
+/// What a manager sends an agent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToAgent {
+    /// A message on the stream.
+    Message(Box<v1::ManagerMessage>),
+    /// The end of the stream.
+    Closed,
 }
 
 /// What an update is for.
@@ -150,11 +174,33 @@ pub struct Output {
 enum Purpose {
     /// A call of the API, with its caller's number.
     Call(u64, Request),
+    /// What a new leader changes first.
+    TakeOver,
+    /// A pass, by its number, of the leader of this term.
+    Pass(usize),
+    /// Reports of agents.
+    Record(Vec<Report>),
+    /// Nodes that fell silent, or are back.
+    Judge,
+    /// A node that opens a session on a stream with this number.
+    Register(NodeId, u64, Box<NodeDescription>),
+}
+
+/// What is known of an update once its changes are made up.
+#[derive(Debug, Default)]
+struct Note {
+    /// How many changes it makes.
+    count: usize,
+    /// The time that a pass asked for.
+    asked: Option<Timestamp>,
+    /// What was found out about nodes.
+    verdicts: Vec<NodeId>,
 }
 
 /// The update that has the turn.
 struct UnderWay {
     purpose: Purpose,
+    note: Note,
     outcome: raft::Outcome,
     deadline: Timestamp,
     /// Whether its caller was told that it takes too long.
@@ -170,6 +216,14 @@ pub struct Manager {
     under_way: Option<UnderWay>,
     /// Of the next proposal; begins anywhere, so that those of an earlier run are not taken for it.
     next_id: u64,
+    /// Some while this manager leads, once it has taken over.
+    lead: Option<Lead>,
+    /// The term in which it has begun to take over.
+    took_over: u64,
+    /// When taking over is tried again, after it was not known to have happened.
+    retry_at: Option<Timestamp>,
+    /// Streams that agents opened here in vain.
+    refused: Vec<(NodeId, u64)>,
 }
 
 impl fmt::Debug for Manager {
@@ -201,12 +255,48 @@ impl Manager {
             rng,
             waiting: VecDeque::new(),
             under_way: None,
+            lead: None,
+            took_over: 0,
+            retry_at: None,
+            refused: Vec::new(),
         })
     }
 
-    /// Lets one tick of Raft pass.
-    pub fn tick(&mut self) {
+    /// Lets one tick of Raft pass; at `now` the leader also looks for silent nodes.
+    pub fn tick(&mut self, now: Timestamp) {
         self.stepped.tick();
+        let Some(lead) = &mut self.lead else {
+            return;
+        };
+        let liveness = &mut lead.liveness;
+        let verdicts = (self.stepped.replica()).read(|state| liveness.check(state, now));
+        if !verdicts.is_empty() && !lead.is_judging {
+            lead.is_judging = true;
+            self.waiting.push_back(Purpose::Judge);
+        }
+    }
+
+    /// Takes what the agent of `node` says at `now` on the stream that it gave the number `stream`.
+    pub fn hear(&mut self, node: &NodeId, stream: u64, message: Message, now: Timestamp) {
+        let is_heard = match (&mut self.lead, message) {
+            (None, _) => false,
+            (Some(_), Message::Hello(hello)) => {
+                let description = hello.description.unwrap_or_default();
+                match NodeDescription::try_from(description) {
+                    Ok(description) => {
+                        let register =
+                            Purpose::Register(node.clone(), stream, Box::new(description));
+                        self.waiting.push_back(register);
+                        true
+                    }
+                    Err(_refused) => false,
+                }
+            }
+            (Some(lead), message) => lead.hear(node, stream, message, now),
+        };
+        if !is_heard {
+            self.refused.push((node.clone(), stream));
+        }
     }
 
     /// Takes a message from another manager.
@@ -246,6 +336,7 @@ impl Manager {
             let envelopes = self.stepped.run().map_err(Stopped::because)?;
             output.envelopes.extend(envelopes);
             self.conclude(now, &mut output);
+            self.follow(now, &mut output);
             if !self.begin(now, &mut output) {
                 return Ok(output);
             }
@@ -293,6 +384,43 @@ impl Manager {
         self.stepped.applied_after(index)
     }
 
+    /// Does what follows from who leads and from what was applied.
+    fn follow(&mut self, now: Timestamp, output: &mut Output) {
+        for (node, stream) in self.refused.drain(..) {
+            output.to_agents.push((node, stream, ToAgent::Closed));
+        }
+        let leadership = self.stepped.replica().leadership();
+        if !leadership.leader || leadership.term != self.took_over {
+            if let Some(lead) = self.lead.take() {
+                lead.end(output);
+            }
+            if leadership.leader {
+                self.took_over = leadership.term;
+                self.retry_at = None;
+                self.waiting.push_back(Purpose::TakeOver);
+            }
+        } else if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+            self.waiting.push_back(Purpose::TakeOver);
+        }
+        let Some(lead) = &mut self.lead else {
+            return;
+        };
+        let index = self.stepped.replica().read(|state| {
+            lead.publish(state, output);
+            state.index()
+        });
+        if !lead.reports.is_empty() && !lead.is_recording {
+            lead.is_recording = true;
+            let count = lead.reports.len().min(REPORTS_PER_UPDATE);
+            let reports = lead.reports.drain(..count).collect();
+            self.waiting.push_back(Purpose::Record(reports));
+        }
+        if let Some(pass) = lead.next_pass(index, now) {
+            self.waiting.push_back(Purpose::Pass(pass));
+        }
+    }
+
     /// Looks whether the update on its way has an outcome, or takes too long.
     fn conclude(&mut self, now: Timestamp, output: &mut Output) {
         let Some(mut update) = self.under_way.take() else {
@@ -302,18 +430,16 @@ impl Manager {
             Ok(outcome) => {
                 if !update.given_up {
                     let outcome = outcome.map_or_else(told, |()| Outcome::Done);
-                    self.finish(update.purpose, outcome, output);
+                    self.finish(update.purpose, update.note, outcome, now, output);
                 }
             }
             Err(_nothing_yet) => {
                 if now >= update.deadline && !update.given_up {
                     update.given_up = true;
                     let late = Outcome::Unknown("the update was not finished in time".to_owned());
-                    let Purpose::Call(call, _) = &update.purpose;
-                    output.answers.push(Answer {
-                        call: *call,
-                        outcome: late,
-                    });
+                    let purpose = std::mem::replace(&mut update.purpose, Purpose::Judge);
+                    let note = std::mem::take(&mut update.note);
+                    self.finish(purpose, note, late, now, output);
                 }
                 self.under_way = Some(update);
             }
@@ -335,27 +461,28 @@ impl Manager {
         let leadership = self.stepped.replica().leadership();
         if !leadership.leader {
             let outcome = Outcome::NotLeader(leadership.leader_id);
-            self.finish(purpose, outcome, output);
+            self.finish(purpose, Note::default(), outcome, now, output);
             return true;
         }
-        let Purpose::Call(_, request) = &purpose;
-        let member = request.member();
-        let changes = self
-            .stepped
-            .replica()
-            .read(|state| request.changes(state, &self.node_id, now, &mut self.rng));
-        match changes {
-            Err(refusal) => self.finish(purpose, Outcome::Refused(refusal.to_string()), output),
-            Ok(changes) if changes.is_empty() && member.is_none() => {
-                self.finish(purpose, Outcome::Done, output)
+        let member = match &purpose {
+            Purpose::Call(_, request) => request.member(),
+            _ => None,
+        };
+        match self.changes(&purpose, now) {
+            Err(refusal) => {
+                let outcome = Outcome::Refused(refusal);
+                self.finish(purpose, Note::default(), outcome, now, output);
             }
-            Ok(changes) => {
+            Ok((changes, note)) if changes.is_empty() && member.is_none() => {
+                self.finish(purpose, note, Outcome::Done, now, output);
+            }
+            Ok((changes, note)) => {
                 self.next_id += 1;
-                let outcome =
-                    self.stepped
-                        .propose(self.next_id, &changes, member, leadership.term, turn);
+                let term = leadership.term;
+                let outcome = (self.stepped).propose(self.next_id, &changes, member, term, turn);
                 self.under_way = Some(UnderWay {
                     purpose,
+                    note,
                     outcome,
                     deadline: now.after(UPDATE_DEADLINE),
                     given_up: false,
@@ -365,9 +492,119 @@ impl Manager {
         true
     }
 
-    fn finish(&mut self, purpose: Purpose, outcome: Outcome, output: &mut Output) {
+    /// The changes that an update makes.
+    fn changes(
+        &mut self,
+        purpose: &Purpose,
+        now: Timestamp,
+    ) -> Result<(Vec<Change>, Note), String> {
+        let Self {
+            node_id,
+            stepped,
+            rng,
+            lead,
+            ..
+        } = self;
+        let gone = || "this manager has not taken over".to_owned();
+        stepped.replica().read(|state| {
+            let mut note = Note::default();
+            let changes = match purpose {
+                Purpose::Call(_, request) => request
+                    .changes(state, node_id, now, rng)
+                    .map_err(|refusal| refusal.to_string())?,
+                Purpose::TakeOver => take_over(state, node_id, now),
+                Purpose::Pass(pass) => {
+                    let lead = lead.as_mut().ok_or_else(gone)?;
+                    let mut batch = Batch::new(now, CHANGES_MAX);
+                    let pass = *PASSES.get(*pass).ok_or_else(gone)?;
+                    lead.planner.run(pass, state, &lead.drained, &mut batch);
+                    let (changes, asked) = batch.into_parts();
+                    note.asked = asked;
+                    changes
+                }
+                Purpose::Record(reports) => observe(state, reports, now),
+                Purpose::Judge => {
+                    let lead = lead.as_mut().ok_or_else(gone)?;
+                    let verdicts = lead.liveness.check(state, now);
+                    let down = |it: &&Verdict| it.state == NodeState::Down;
+                    let nodes = verdicts.iter().filter(down).map(|it| it.node.clone());
+                    note.verdicts = nodes.collect();
+                    judge(state, verdicts, now)
+                }
+                Purpose::Register(node, _, description) => {
+                    let before = state.node(node).ok_or("this node is not in the swarm")?;
+                    let address = description.data_path_address;
+                    let after = greet(before, (**description).clone(), address, now);
+                    after.into_iter().map(Change::from).collect()
+                }
+            };
+            note.count = changes.len();
+            Ok((changes, note))
+        })
+    }
+
+    /// Does what follows from an update's outcome.
+    fn finish(
+        &mut self,
+        purpose: Purpose,
+        note: Note,
+        outcome: Outcome,
+        now: Timestamp,
+        output: &mut Output,
+    ) {
+        let is_done = outcome == Outcome::Done;
         match purpose {
             Purpose::Call(call, _) => output.answers.push(Answer { call, outcome }),
+            Purpose::TakeOver if is_done => {
+                let seed = self.rng.random();
+                let leadership = self.stepped.replica().leadership();
+                if leadership.leader && leadership.term == self.took_over {
+                    let lead = |state: &State| Lead::new(state, seed, now);
+                    self.lead = Some(self.stepped.replica().read(lead));
+                }
+            }
+            Purpose::TakeOver => self.retry_at = Some(now.after(RETRY_DELAY)),
+            Purpose::Pass(_) => {
+                let Some(lead) = &mut self.lead else {
+                    return;
+                };
+                if is_done {
+                    if let Some(next) = lead.passed(note.count, note.asked) {
+                        self.waiting.push_back(Purpose::Pass(next));
+                    }
+                } else {
+                    lead.interrupted(now.after(RETRY_DELAY));
+                }
+            }
+            Purpose::Record(reports) => {
+                let Some(lead) = &mut self.lead else {
+                    return;
+                };
+                lead.is_recording = false;
+                if matches!(outcome, Outcome::Unknown(_)) {
+                    lead.reports.splice(..0, reports);
+                }
+            }
+            Purpose::Judge => {
+                let Some(lead) = &mut self.lead else {
+                    return;
+                };
+                lead.is_judging = false;
+                if is_done {
+                    for node in note.verdicts {
+                        lead.close(&node, output);
+                    }
+                }
+            }
+            Purpose::Register(node, stream, _) => match &mut self.lead {
+                Some(lead) if is_done => {
+                    let session = (SessionId::random(&mut self.rng), stream);
+                    let own = &self.node_id;
+                    let open = |state: &State| lead.open(state, &node, own, session, now, output);
+                    self.stepped.replica().read(open);
+                }
+                _ => output.to_agents.push((node, stream, ToAgent::Closed)),
+            },
         }
     }
 }

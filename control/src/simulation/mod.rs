@@ -12,11 +12,12 @@
 //!
 //! Deliberately absent: TLS and who may call what (`serve`), certificates (`ca`).
 
+mod lead;
 mod manager;
 mod request;
 mod view;
 
 pub use crate::raft::{Committed, Envelope};
-pub use manager::{Answer, Founding, Manager, Outcome, Output, Stopped};
+pub use manager::{Answer, Founding, Manager, Outcome, Output, Stopped, ToAgent};
 pub use request::Request;
 pub use view::View;

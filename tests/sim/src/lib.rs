@@ -8,6 +8,7 @@
 //!
 //! * `world`: what happens, in order of virtual time.
 //! * `disk`, `network`: what the managers stand on.
+//! * `agents`: nodes that run what they are told to.
 //! * `users`: what people ask for, and what they may rely on afterwards.
 //! * `check`: what must hold.
 //! * `plan`: what a seed stands for. `trace`: what happened.
@@ -19,6 +20,7 @@
 //!
 //! Run it with `cargo xtask sim`.
 
+mod agents;
 mod check;
 mod disk;
 mod network;

@@ -29,6 +29,8 @@ pub enum Sabotage {
 pub(crate) struct Plan {
     /// Managers.
     pub(crate) managers: usize,
+    /// Nodes with agents.
+    pub(crate) agents: usize,
     /// How long it is made difficult, in microseconds; then all is mended, and must come to rest.
     pub(crate) storm_us: u64,
     /// Mean time between two faults, in microseconds.
@@ -66,7 +68,8 @@ impl Plan {
         };
         Self {
             managers: managers as usize,
-            storm_us: pick(&[6, 10, 15, 20]) * SECOND,
+            agents: pick(&[0, 1, 2, 4]) as usize,
+            storm_us: pick(&[5, 5, 8, 15]) * SECOND,
             fault_every_us: pick(&[300, 700, 1500, 4000]) * MILLISECOND,
             call_every_us: pick(&[60, 150, 400]) * MILLISECOND,
             snapshot_interval: pick(&[5, 20, 100, 10_000]),

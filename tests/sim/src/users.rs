@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
 use swarm_control::simulation::{Outcome, Request, View};
-use swarm_model::{NetworkSpec, PortConfig, ServiceMode, ServiceSpec, UpdateOrder};
+use swarm_model::{
+    NetworkAttachmentSpec, NetworkSpec, NodeId, PortConfig, ServiceMode, ServiceSpec, UpdateOrder,
+};
 
 use crate::check::Violation;
 
@@ -120,6 +122,15 @@ impl Users {
         self.next_call
     }
 
+    /// The node that is in the swarm for certain, if that is what was asked for by `call`.
+    pub(crate) fn admitted(&self, call: u64, outcome: &Outcome) -> Option<NodeId> {
+        // Refused when it is there already, from a call that nobody answered.
+        match (self.under_way.get(&call)?, outcome) {
+            (Request::Admit(node), Outcome::Done | Outcome::Refused(_)) => Some(node.clone()),
+            _ => None,
+        }
+    }
+
     /// The member of the log that is removed, if that is what was asked for by `call` and is done.
     pub(crate) fn removed_member(&self, call: u64, outcome: &Outcome) -> Option<u64> {
         match (self.under_way.get(&call)?, outcome) {
@@ -160,7 +171,7 @@ impl Users {
         let mine: Vec<_> = view.networks().filter(|it| !it.spec.ingress).collect();
         if !mine.is_empty() && self.rng.random_bool(0.5) {
             let network = mine[self.rng.random_range(0..mine.len())];
-            spec.task.networks.push(swarm_model::NetworkAttachmentSpec {
+            spec.task.networks.push(NetworkAttachmentSpec {
                 target: network.spec.name.clone(),
                 aliases: Vec::new(),
             });

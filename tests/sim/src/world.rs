@@ -1,13 +1,17 @@
 //! The swarm, its network, its disks, and everything that happens to them, on virtual time.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::sync::Arc;
 
 use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
-use swarm_control::simulation::{Answer, Envelope, Founding, Manager, Output, Request};
-use swarm_model::{NodeId, Timestamp};
+use swarm_api::v1;
+use swarm_api::v1::agent_message::Message;
+use swarm_control::simulation::{Answer, Envelope, Founding, Manager, Output, Request, ToAgent};
+use swarm_model::{DesiredState, NodeId, Task, TaskId, TaskState, Timestamp};
 
+use crate::agents::{Agent, Reaction};
 use crate::check::{History, Violation};
 use crate::disk::{self, Disk};
 use crate::network::Network;
@@ -15,6 +19,8 @@ use crate::plan::{MILLISECOND, Plan, SECOND, Sabotage, stream};
 use crate::trace::Trace;
 use crate::users::{Users, in_short};
 
+/// How often an agent says that it is there (`ClusterSpec`).
+const HEARTBEAT_US: u64 = 500 * MILLISECOND;
 /// Time between two ticks of Raft (`raft/node.rs`).
 const TICK_US: u64 = 100 * MILLISECOND;
 /// Most ticks made up for after a manager could not run (`raft/node.rs`).
@@ -85,6 +91,22 @@ enum Event {
     Quick(usize),
     /// Somebody asks for something.
     Call,
+    /// An agent opens a session, if it has none.
+    Connect(usize),
+    /// An agent's message, on the stream with this number, comes to a manager.
+    ToManager(usize, usize, u64, Box<Message>),
+    /// A manager's message, on the stream with this number, comes to an agent.
+    ToAgent(usize, u64, Box<ToAgent>),
+    /// An agent says something on the stream with this number.
+    Say(usize, u64, Box<Message>),
+    /// A task of an agent goes on.
+    GoOn(usize, TaskId),
+    /// An agent is started.
+    StartAgent(usize),
+    /// An agent gives up waiting for its manager.
+    GiveUp(usize, u64),
+    /// An agent's way to the managers is there again.
+    MendAgent(usize),
     /// A host that was a manager is taken away.
     Destroy(usize),
     /// Everything is mended.
@@ -99,6 +121,7 @@ enum Input {
     Envelope(Envelope),
     Sent(u64, bool, bool),
     Call(u64, Request),
+    Agent(NodeId, u64, Box<Message>),
     HandOver,
 }
 
@@ -121,6 +144,18 @@ struct Host {
     is_gone: bool,
 }
 
+/// A stream between an agent and a manager.
+#[derive(Clone, Copy, Debug)]
+struct Stream {
+    agent: usize,
+    host: usize,
+    incarnation: u32,
+    /// When the last message to the manager arrives there.
+    to_manager: u64,
+    /// When the last message to the agent arrives there.
+    to_agent: u64,
+}
+
 /// The swarm and its surroundings.
 pub(crate) struct World {
     plan: Plan,
@@ -132,6 +167,16 @@ pub(crate) struct World {
     events: Vec<Option<Event>>,
     free: Vec<usize>,
     hosts: Vec<Host>,
+    agents: Vec<Agent>,
+    /// When each stream was last heard, by its number, and until when what was said is on its way,
+    /// to the manager and to the agent: streams keep their order.
+    streams: BTreeMap<u64, Stream>,
+    next_stream: u64,
+    /// The node that each task ever ran on.
+    ran_on: BTreeMap<TaskId, usize>,
+    /// Agents that nothing comes to or from.
+    lonely: BTreeSet<usize>,
+    of_agents: ChaCha12Rng,
     network: Network,
     history: History,
     users: Users,
@@ -180,6 +225,14 @@ impl World {
             network: Network::new(plan.network, stream(seed, 2)),
             users: Users::new(stream(seed, 3)),
             faults: stream(seed, 4),
+            agents: (0..plan.agents)
+                .map(|_| Agent::new(NodeId::random(&mut ids)))
+                .collect(),
+            streams: BTreeMap::new(),
+            next_stream: 0,
+            lonely: BTreeSet::new(),
+            of_agents: stream(seed, 5),
+            ran_on: BTreeMap::new(),
             trace: Trace::new(is_shown),
             seed,
             now: 0,
@@ -199,6 +252,9 @@ impl World {
             let first = world.faults.random_range(0..TICK_US);
             world.at(first, Event::Tick(host));
             world.at(first, Event::Start(host));
+        }
+        for agent in 0..world.agents.len() {
+            world.at(SECOND, Event::Connect(agent));
         }
         world.at(2 * SECOND, Event::Fault);
         world.at(SECOND, Event::Call);
@@ -291,6 +347,42 @@ impl World {
                 self.step(host)
             }
             Event::Free(..) | Event::Leave(..) | Event::Sent { .. } => Ok(()),
+            Event::Connect(agent) => self.connect(agent),
+            Event::Say(agent, number, message) => {
+                self.say(agent, number, *message);
+                Ok(())
+            }
+            Event::ToManager(agent, host, number, message) => {
+                self.reach_manager(agent, host, number, message)
+            }
+            Event::ToAgent(agent, number, message) => self.reach_agent(agent, number, *message),
+            Event::GoOn(agent, task) => {
+                let percent = if self.is_calm { 0 } else { 5 };
+                let reaction = self.agents[agent].go_on(&task, percent, &mut self.of_agents);
+                self.react(agent, reaction)
+            }
+            Event::StartAgent(agent) => {
+                self.trace
+                    .note(self.now, format_args!("agent {agent} starts"));
+                self.agents[agent].is_up = true;
+                for task in self.agents[agent].unfinished() {
+                    self.after(MILLISECOND, Event::GoOn(agent, task));
+                }
+                Ok(())
+            }
+            Event::GiveUp(agent, number) => {
+                if self.agents[agent].stream.is_some_and(|it| it.1 == number) {
+                    self.agents[agent].stream = None;
+                }
+                self.streams.remove(&number);
+                Ok(())
+            }
+            Event::MendAgent(agent) => {
+                self.trace
+                    .note(self.now, format_args!("agent {agent} is back"));
+                self.lonely.remove(&agent);
+                Ok(())
+            }
             Event::Destroy(host) => {
                 self.trace
                     .note(self.now, format_args!("{host} is taken away"));
@@ -338,7 +430,7 @@ impl World {
             return Ok(());
         };
         for _ in 0..std::mem::take(&mut it.missed_ticks) {
-            manager.tick();
+            manager.tick(clock);
         }
         for input in it.inbox.drain(..) {
             match input {
@@ -346,6 +438,9 @@ impl World {
                 Input::Call(call, request) => manager.call(call, request),
                 Input::Sent(to, true, arrived) => manager.snapshot_sent(to, arrived),
                 Input::Sent(to, false, _) => manager.unreachable(to),
+                Input::Agent(node, stream, message) => {
+                    manager.hear(&node, stream, *message, clock);
+                }
                 Input::HandOver => manager.hand_over(),
             }
         }
@@ -367,7 +462,9 @@ impl World {
         it.is_fresh = false;
         it.busy_until = now + spent;
         let incarnation = it.incarnation;
-        if !output.envelopes.is_empty() || !output.answers.is_empty() {
+        let is_silent =
+            output.envelopes.is_empty() && output.answers.is_empty() && output.to_agents.is_empty();
+        if !is_silent {
             self.after(spent, Event::Leave(host, incarnation, Box::new(output)));
         }
         if spent > 0 {
@@ -398,10 +495,26 @@ impl World {
                 self.after(arrived.map_or(SECOND, |delay| 2 * delay), sent);
             }
         }
+        for (_, number, message) in output.to_agents {
+            let Some(stream) = self.streams.get(&number) else {
+                continue;
+            };
+            let agent = stream.agent;
+            let arrives = (self.now + self.network.delay()).max(stream.to_agent);
+            if let Some(stream) = self.streams.get_mut(&number) {
+                stream.to_agent = arrives;
+            }
+            self.at(arrives, Event::ToAgent(agent, number, Box::new(message)));
+        }
         for Answer { call, outcome } in output.answers {
             self.hosts[host].calls.retain(|waiting| *waiting != call);
             self.trace
                 .note(self.now, format_args!("{host} answers {call}: {outcome:?}"));
+            if let Some(node) = self.users.admitted(call, &outcome)
+                && let Some(agent) = self.agents.iter_mut().find(|it| it.node_id == node)
+            {
+                agent.is_admitted = true;
+            }
             let removed = self.users.removed_member(call, &outcome);
             self.users.answered(call, &outcome, self.history.newest())?;
             if let Some(raft_id) = removed {
@@ -543,7 +656,7 @@ impl World {
             Some(leader) if self.faults.random_bool(0.5) => leader,
             _ => anyone,
         };
-        match self.faults.random_range(0..19) {
+        match self.faults.random_range(0..24) {
             0..3 => self.end(host, false),
             3..6 => self.end(host, true),
             6 => {
@@ -594,6 +707,7 @@ impl World {
                 self.hosts[host].inbox.push_back(Input::HandOver);
             }
             16..18 => self.change_members(),
+            18..23 if !self.agents.is_empty() => self.fault_of_agent(),
             _ => {
                 let time = self.faults.random_range(50 * MILLISECOND..4 * SECOND);
                 self.trace
@@ -604,6 +718,180 @@ impl World {
                 self.after(time, Event::Free(host, incarnation));
             }
         }
+    }
+
+    fn fault_of_agent(&mut self) {
+        let agent = self.faults.random_range(0..self.agents.len());
+        if !self.agents[agent].is_up || self.lonely.contains(&agent) {
+            return;
+        }
+        let time = self.faults.random_range(100 * MILLISECOND..14 * SECOND);
+        match self.faults.random_range(0..3) {
+            0 => {
+                self.trace
+                    .note(self.now, format_args!("agent {agent} is alone"));
+                self.lonely.insert(agent);
+                self.after(time, Event::MendAgent(agent));
+            }
+            1 => {
+                self.trace
+                    .note(self.now, format_args!("agent {agent} ends"));
+                self.agents[agent].stop();
+                self.after(time, Event::StartAgent(agent));
+            }
+            _ => {
+                self.trace
+                    .note(self.now, format_args!("agent {agent} loses its power"));
+                self.agents[agent].lose_power();
+                self.after(time, Event::StartAgent(agent));
+            }
+        }
+    }
+
+    /// Lets an agent open a session, or say that it is there.
+    fn connect(&mut self, agent: usize) -> Result<(), Violation> {
+        self.after(HEARTBEAT_US, Event::Connect(agent));
+        let it = &self.agents[agent];
+        if !it.is_up {
+            return Ok(());
+        }
+        if let Some((_, number)) = it.stream {
+            self.say(agent, number, Message::Heartbeat(v1::Heartbeat {}));
+            return Ok(());
+        }
+        let hello = it.hello(agent);
+        let node = it.node_id.clone();
+        let is_admitted = it.is_admitted;
+        // Anyone of the managers, more often the one that a refusal would name.
+        let anyone = self.of_agents.random_range(0..self.hosts.len());
+        let hinted = self.of_agents.random_bool(0.7);
+        let host = self.leader().filter(|_| hinted).unwrap_or(anyone);
+        if self.lonely.contains(&agent) || self.hosts[host].manager.is_none() {
+            return Ok(());
+        }
+        if !is_admitted {
+            let call = self.users.call_for(Request::Admit(node.clone()));
+            let it = &mut self.hosts[host];
+            it.calls.push(call);
+            it.inbox.push_back(Input::Call(call, Request::Admit(node)));
+            return self.step(host);
+        }
+        self.next_stream += 1;
+        let number = self.next_stream;
+        self.streams.insert(
+            number,
+            Stream {
+                agent,
+                host,
+                incarnation: self.hosts[host].incarnation,
+                to_manager: 0,
+                to_agent: 0,
+            },
+        );
+        self.agents[agent].stream = Some((host, number));
+        self.say(agent, number, hello);
+        Ok(())
+    }
+
+    /// Puts a message of an agent on its stream.
+    fn say(&mut self, agent: usize, number: u64, message: Message) {
+        if self.agents[agent].stream.map(|it| it.1) != Some(number) {
+            return;
+        }
+        let delay = self.network.delay();
+        let Some(stream) = self.streams.get_mut(&number) else {
+            return;
+        };
+        let arrives = (self.now + delay).max(stream.to_manager);
+        stream.to_manager = arrives;
+        let host = stream.host;
+        let event = Event::ToManager(agent, host, number, Box::new(message));
+        self.at(arrives, event);
+    }
+
+    /// Whether a stream still carries messages; one that does not is given up by its agent.
+    fn carries(&mut self, number: u64) -> bool {
+        let Some(stream) = self.streams.get(&number) else {
+            return false;
+        };
+        let (agent, host) = (stream.agent, stream.host);
+        let it = &self.hosts[host];
+        let is_whole = it.manager.is_some()
+            && it.incarnation == stream.incarnation
+            && !self.lonely.contains(&agent);
+        if !is_whole {
+            self.after(SECOND, Event::GiveUp(agent, number));
+            // A broken stream carries nothing more, whatever is mended.
+            if let Some(stream) = self.streams.get_mut(&number) {
+                stream.incarnation = u32::MAX;
+            }
+        }
+        is_whole
+    }
+
+    fn reach_manager(
+        &mut self,
+        agent: usize,
+        host: usize,
+        number: u64,
+        message: Box<Message>,
+    ) -> Result<(), Violation> {
+        if !self.carries(number) {
+            return Ok(());
+        }
+        let node = self.agents[agent].node_id.clone();
+        let input = Input::Agent(node, number, message);
+        self.hosts[host].inbox.push_back(input);
+        self.step(host)
+    }
+
+    fn reach_agent(
+        &mut self,
+        agent: usize,
+        number: u64,
+        message: ToAgent,
+    ) -> Result<(), Violation> {
+        let is_its = self.agents[agent].stream.is_some_and(|it| it.1 == number);
+        if !self.carries(number) || !is_its || !self.agents[agent].is_up {
+            return Ok(());
+        }
+        match message {
+            ToAgent::Closed => {
+                self.trace.note(
+                    self.now,
+                    format_args!("agent {agent}: stream {number} is closed"),
+                );
+                self.agents[agent].stream = None;
+                self.streams.remove(&number);
+                Ok(())
+            }
+            ToAgent::Message(message) => {
+                let reaction = self.agents[agent].hear(*message, &mut self.of_agents)?;
+                self.react(agent, reaction)
+            }
+        }
+    }
+
+    fn react(&mut self, agent: usize, reaction: Reaction) -> Result<(), Violation> {
+        let Reaction { say, later, go_on } = reaction;
+        for (delay, task) in go_on {
+            self.after(delay, Event::GoOn(agent, task));
+        }
+        if let Some((_, number)) = self.agents[agent].stream {
+            for message in say {
+                self.say(agent, number, message);
+            }
+            for (delay, message) in later {
+                self.after(delay, Event::Say(agent, number, Box::new(message)));
+            }
+        }
+        for task in self.agents[agent].running() {
+            let first = *self.ran_on.entry(task.clone()).or_insert(agent);
+            if first != agent {
+                return Err(format!("task {task} ran on agents {first} and {agent}"));
+            }
+        }
+        Ok(())
     }
 
     /// Lets a manager join, or one that does not lead leave.
@@ -669,6 +957,12 @@ impl World {
         self.trace.note(self.now, format_args!("all is mended"));
         self.is_calm = true;
         self.network.calm();
+        self.lonely.clear();
+        for agent in 0..self.agents.len() {
+            if !self.agents[agent].is_up {
+                self.after(SECOND, Event::StartAgent(agent));
+            }
+        }
         for host in 0..self.hosts.len() {
             self.hosts[host].disk.set_habits(disk::Habits {
                 sync_us: (100, 2 * MILLISECOND),
@@ -677,6 +971,44 @@ impl World {
             self.after(SECOND, Event::Start(host));
         }
         self.after(4 * SECOND, Event::Look);
+    }
+
+    /// What of what people asked for is not there yet.
+    fn unsettled(&self) -> Option<String> {
+        let view = self.history.newest();
+        if let Some(agent) = self.agents.iter().position(|it| it.stream.is_none()) {
+            return Some(format!("agent {agent} has no session"));
+        }
+        if self.agents.is_empty() {
+            return None;
+        }
+        for service in view.services() {
+            let name = &service.spec.name;
+            if service.pending_delete {
+                return Some(format!("service {name} is not removed"));
+            }
+            let tasks = || {
+                let of_it = |task: &&Arc<Task>| task.service_id == service.id;
+                view.tasks().filter(of_it)
+            };
+            let runs = |task: &&Arc<Task>| {
+                task.status.state == TaskState::Running
+                    && task.desired_state == DesiredState::Running
+            };
+            let running = tasks().filter(runs).count() as u64;
+            let wanted = service.spec.mode.replicas();
+            // One that got no port is told so, and starts nothing.
+            if running != wanted && service.endpoint.error.is_empty() {
+                return Some(format!("service {name} has {running} tasks of {wanted}"));
+            }
+            let over = |task: &&Arc<Task>| {
+                task.desired_state > DesiredState::Running && !task.status.state.is_terminal()
+            };
+            if let Some(task) = tasks().find(over) {
+                return Some(format!("task {} does not end", task.id));
+            }
+        }
+        None
     }
 
     /// Whether all managers are up, one leads, and all have the same state; an error when that
@@ -705,6 +1037,9 @@ impl World {
                 }
                 Some(manager) => self.history.compare(host, &manager.view())?,
             }
+        }
+        if why.is_none() {
+            why = self.unsettled();
         }
         match why {
             None => {

@@ -258,3 +258,20 @@ proptest! {
         }
     }
 }
+
+/// Found by the simulation: the leader knew of the commit in memory alone, and came back as one of
+/// two members, the other of which was gone for good.
+#[test]
+fn who_acknowledged_that_the_other_left_can_do_without_it() {
+    let mut cluster = Cluster::lone();
+    cluster.start(2);
+    assert_eq!(change(&mut cluster, 2, MemberChange::Add(2)), Some(Ok(())));
+    cluster.tick(10);
+    assert_eq!(voters(&mut cluster, 1), [1, 2]);
+    let removed = change(&mut cluster, 3, MemberChange::Remove(2));
+    assert_eq!(removed, Some(Ok(())));
+    cluster.members.remove(&2);
+    cluster.restart(1);
+    cluster.tick(ELECTION);
+    assert_eq!(cluster.leader(), Some(1));
+}

@@ -1,0 +1,210 @@
+//! What only a leader has: the passes' place in their round, and the conversation with agents.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use swarm_api::v1;
+use swarm_api::v1::agent_message::Message;
+use swarm_model::{NodeId, SessionId, TaskId, TaskStatus, Timestamp};
+
+use super::manager::{Output, ToAgent};
+use crate::dispatch::{Liveness, Report, Sessions, welcome};
+use crate::leader::{PASSES, Planner};
+use crate::store::State;
+
+/// Where the passes stand.
+#[derive(Clone, Copy, Debug)]
+enum Planning {
+    /// None wanted a change of the state at this index; asked again when something is news, or at
+    /// this time.
+    Rests(u64, Option<Timestamp>),
+    /// The pass with this number is to run, or runs.
+    Runs {
+        pass: usize,
+        /// Whether no pass of this round wanted a change.
+        is_quiet: bool,
+        /// The index at which this round began.
+        since: u64,
+        wake_at: Option<Timestamp>,
+    },
+}
+
+/// One leader's time.
+pub(super) struct Lead {
+    pub(super) planner: Planner,
+    pub(super) drained: BTreeSet<TaskId>,
+    pub(super) liveness: Liveness,
+    /// Reports that wait to be written down.
+    pub(super) reports: Vec<Report>,
+    /// Whether an update that writes reports down waits or is on its way.
+    pub(super) is_recording: bool,
+    /// Whether an update that writes verdicts down waits or is on its way.
+    pub(super) is_judging: bool,
+    sessions: Sessions,
+    /// The sessions by node, each with the number of its stream.
+    streams: BTreeMap<NodeId, (SessionId, u64)>,
+    planning: Planning,
+    /// What was drained when the passes came to rest.
+    seen_drained: BTreeSet<TaskId>,
+    published: u64,
+}
+
+impl Lead {
+    pub(super) fn new(state: &State, seed: u64, now: Timestamp) -> Self {
+        Self {
+            planner: Planner::new(seed),
+            drained: BTreeSet::new(),
+            liveness: Liveness::new(now),
+            reports: Vec::new(),
+            is_recording: false,
+            is_judging: false,
+            sessions: Sessions::new(state),
+            streams: BTreeMap::new(),
+            planning: Planning::Runs {
+                pass: PASSES.len(),
+                is_quiet: false,
+                since: 0,
+                wake_at: None,
+            },
+            seen_drained: BTreeSet::new(),
+            published: state.index(),
+        }
+    }
+
+    /// Sends every session what is new in `state`.
+    pub(super) fn publish(&mut self, state: &State, output: &mut Output) {
+        if state.index() != self.published {
+            self.published = state.index();
+            for (node, outgoing) in self.sessions.round(state) {
+                if let Some((_, stream)) = self.streams.get(&node) {
+                    let message = ToAgent::Message(Box::new(outgoing.into()));
+                    output.to_agents.push((node, *stream, message));
+                }
+            }
+        }
+        self.drained = self.sessions.drained(state);
+    }
+
+    /// Opens a session of `node` in place of any other.
+    pub(super) fn open(
+        &mut self,
+        state: &State,
+        node: &NodeId,
+        own: &NodeId,
+        (session, stream): (SessionId, u64),
+        now: Timestamp,
+        output: &mut Output,
+    ) {
+        self.close(node, output);
+        let Some(object) = state.node(node) else {
+            let closed = (node.clone(), stream, ToAgent::Closed);
+            output.to_agents.push(closed);
+            return;
+        };
+        self.liveness.heard(node, now);
+        let first = self.sessions.open(state, node, session.clone());
+        for message in [welcome(state, &session, object, own), first.into()] {
+            let message = ToAgent::Message(Box::new(message));
+            output.to_agents.push((node.clone(), stream, message));
+        }
+        self.streams.insert(node.clone(), (session, stream));
+    }
+
+    /// Closes the session of `node`, if there is one.
+    pub(super) fn close(&mut self, node: &NodeId, output: &mut Output) {
+        if let Some((session, stream)) = self.streams.remove(node) {
+            self.sessions.close(node, &session);
+            let closed = (node.clone(), stream, ToAgent::Closed);
+            output.to_agents.push(closed);
+        }
+    }
+
+    /// Closes all sessions.
+    pub(super) fn end(mut self, output: &mut Output) {
+        let nodes: Vec<_> = self.streams.keys().cloned().collect();
+        for node in nodes {
+            self.close(&node, output);
+        }
+    }
+
+    /// Takes what `node` says on its stream number `stream`; false when that is not its session.
+    pub(super) fn hear(
+        &mut self,
+        node: &NodeId,
+        stream: u64,
+        message: Message,
+        now: Timestamp,
+    ) -> bool {
+        let Some((session, _)) = self.streams.get(node).filter(|it| it.1 == stream) else {
+            return false;
+        };
+        self.liveness.heard(node, now);
+        match message {
+            Message::Applied(v1::Applied { generation }) => {
+                self.sessions.applied(node, session, generation);
+            }
+            Message::Status(update) => {
+                let reports = update.entries.into_iter().filter_map(|entry| {
+                    Some(Report {
+                        node: node.clone(),
+                        task: entry.task_id.parse().ok()?,
+                        status: TaskStatus::try_from(entry.status?).ok()?,
+                    })
+                });
+                self.reports.extend(reports);
+            }
+            Message::Hello(_) | Message::Heartbeat(_) | Message::Problems(_) => {}
+        }
+        true
+    }
+
+    /// The pass that is to run now, if one is.
+    pub(super) fn next_pass(&mut self, index: u64, now: Timestamp) -> Option<usize> {
+        match &mut self.planning {
+            Planning::Rests(seen, wake_at) => {
+                let is_due = wake_at.is_some_and(|at| at <= now);
+                if *seen == index && !is_due && self.seen_drained == self.drained {
+                    return None;
+                }
+            }
+            Planning::Runs { pass, .. } if *pass < PASSES.len() => return None,
+            Planning::Runs { .. } => {}
+        }
+        self.seen_drained.clone_from(&self.drained);
+        self.planning = Planning::Runs {
+            pass: 0,
+            is_quiet: true,
+            since: index,
+            wake_at: None,
+        };
+        Some(0)
+    }
+
+    /// Takes note that a pass has made `count` changes and asked for a time; gives the next of its
+    /// round.
+    pub(super) fn passed(&mut self, count: usize, asked: Option<Timestamp>) -> Option<usize> {
+        let Planning::Runs {
+            pass,
+            is_quiet,
+            since,
+            wake_at,
+        } = &mut self.planning
+        else {
+            return None;
+        };
+        *pass += 1;
+        *is_quiet &= count == 0;
+        *wake_at = wake_at.iter().copied().chain(asked).min();
+        if *pass < PASSES.len() {
+            return Some(*pass);
+        }
+        if *is_quiet {
+            self.planning = Planning::Rests(*since, *wake_at);
+        }
+        None
+    }
+
+    /// Takes note that a pass's changes are not known to be made: asked again at `at`.
+    pub(super) fn interrupted(&mut self, at: Timestamp) {
+        self.planning = Planning::Rests(self.published, Some(at));
+    }
+}
