@@ -17,6 +17,18 @@ pub enum Protocol {
     Sctp = 132,
 }
 
+impl Protocol {
+    /// The protocol with this `IPPROTO_*` number.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            6 => Some(Self::Tcp),
+            17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
 /// Where clients reach a service: an address of this node, a port, a protocol.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +54,16 @@ impl PublishedKey {
             protocol,
             zero: 0,
         }
+    }
+
+    /// Node address, port, and the protocol where it is one of ours.
+    pub fn parts(&self) -> (IpAddr, u16, Option<Protocol>) {
+        let port = u16::from_be(self.port_be);
+        (
+            self.address.to_ip(),
+            port,
+            Protocol::from_number(self.protocol),
+        )
     }
 }
 
@@ -113,6 +135,17 @@ impl SourceKey {
             family: if client.is_ipv4() { 4 } else { 6 },
             address: client,
         }
+    }
+
+    /// Port, protocol and range (its address and length in bits) of a key of which `bits` count;
+    /// nothing for one that [`new`](Self::new) does not make.
+    pub fn parts(&self, bits: u32) -> Option<(u16, Protocol, IpAddr, u8)> {
+        let address = self.address.to_ip();
+        let protocol = Protocol::from_number(self.protocol)?;
+        let port = u16::from_be(self.port_be);
+        let (_, before) = Self::new(port, protocol, address, 0);
+        let length = u8::try_from(bits.checked_sub(before)?).ok()?;
+        Some((port, protocol, address, length))
     }
 }
 

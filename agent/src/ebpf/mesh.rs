@@ -1,5 +1,7 @@
 //! The loaded object: programs and maps, typed.
 
+mod contents;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -19,6 +21,8 @@ use super::{
     Attached, Config, Counter, FlowKey, FlowValue, Program, PublishedKey, PublishedValue,
     ServiceStats, SocketError, SourceKey, TaskPort, TcError, bpffs, layout, program, tc,
 };
+
+pub(crate) use contents::MapContents;
 
 /// Why the mesh's eBPF could not be loaded, changed or attached.
 #[derive(Debug, thiserror::Error)]

@@ -30,7 +30,7 @@ mod tc;
 mod tests;
 
 pub(crate) use cookie::netns_cookie;
-pub(crate) use mesh::{Mesh, MeshError};
+pub(crate) use mesh::{MapContents, Mesh, MeshError};
 pub(crate) use program::{Direction, Program};
 pub(crate) use reconcile::Changed;
 pub(crate) use sockets::{SocketError, SocketLinks, SocketProgram, SocketTables};

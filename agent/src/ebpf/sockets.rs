@@ -167,6 +167,41 @@ impl SocketMaps {
         })
     }
 
+    /// What they hold, whoever wrote it.
+    pub(super) fn read(&self) -> Result<SocketTables, MeshError> {
+        let used = |map| move |source| MeshError::UseMap { map, source };
+        let lengths: BTreeMap<u64, u32> = self
+            .slots
+            .iter()
+            .collect::<Result<_, MapError>>()
+            .map_err(used(map::SOCK_SLOT))?;
+        let mut slots: BTreeMap<u64, BTreeSet<IpAddr>> = lengths
+            .keys()
+            .map(|slot| (*slot, BTreeSet::new()))
+            .collect();
+        for entry in self.backends.iter() {
+            let (place, address) = entry.map_err(used(map::SOCK_BACKEND))?;
+            let (slot, index) = place.parts();
+            // One behind the end is not chosen.
+            if lengths.get(&slot).is_some_and(|length| index < *length) {
+                slots.entry(slot).or_default().insert(address.to_ip());
+            }
+        }
+        Ok(SocketTables {
+            scopes: self
+                .scopes
+                .iter()
+                .collect::<Result<_, MapError>>()
+                .map_err(used(map::SOCK_SCOPE))?,
+            services: self
+                .services
+                .iter()
+                .collect::<Result<_, MapError>>()
+                .map_err(used(map::SOCK_SERVICE))?,
+            slots,
+        })
+    }
+
     fn set(&mut self, desired: &SocketTables) -> Result<Changed, MeshError> {
         let used = |map| move |source| MeshError::UseMap { map, source };
         let lengths = self.slots.iter().collect::<Result<_, _>>();

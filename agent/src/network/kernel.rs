@@ -16,6 +16,7 @@ use super::model::{NetworkName, Place};
 use super::names::{INGRESS_NETNS, IPV6_SETTING, OVERLAY_NETNS_PREFIX, TASK_NETNS_PREFIX};
 use super::netlink::NetlinkError;
 use super::netns::{Netns, NetnsDir, NetnsError, read_sysctl};
+use super::observe::Look;
 
 /// Why something in the kernel could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -142,9 +143,9 @@ impl Kernel {
     }
 
     /// Connects to the namespaces there are now, keeping the connections that still hold. Names
-    /// whose namespace is gone, as after the host went down, are removed. Returns what could not be
-    /// connected to.
-    pub(super) fn connect(&mut self) -> Result<Vec<Failure>, KernelError> {
+    /// whose namespace is gone, as after the host went down, are removed, unless this is to look
+    /// only. Returns what could not be connected to.
+    pub(super) fn connect(&mut self, look: Look) -> Result<Vec<Failure>, KernelError> {
         let mut failures = Vec::new();
         let mut found = BTreeMap::new();
         if let Some(host) = self.open.remove(&Place::Host) {
@@ -152,6 +153,7 @@ impl Kernel {
         }
         for place in self.dir.list()?.iter().filter_map(|name| place_of(name)) {
             match self.dir.open(&name_of(&place)).map_err(KernelError::from) {
+                Ok(None) if look == Look::Only => {}
                 Ok(None) => {
                     if let Err(error) = self.dir.delete(&name_of(&place)) {
                         failures.push(unreadable(&place, error.into()));

@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use swarm_model::Protocol;
 
 use crate::ebpf::{
-    self, Changed, Config, Mesh, MeshError, PublishedKey, PublishedValue, SocketError, SocketLinks,
-    SocketTables, SourceKey, TaskPort, published_flag,
+    self, Changed, Config, MapContents, Mesh, MeshError, PublishedKey, PublishedValue, SocketError,
+    SocketLinks, SocketTables, SourceKey, TaskPort, published_flag,
 };
 use crate::error_text::error_text;
 
@@ -97,6 +98,15 @@ impl MeshHandle {
         Ok(self.loaded.as_mut().expect("loaded above"))
     }
 
+    /// The programs, or why there are none; loads nothing.
+    pub(super) fn look(&mut self) -> Result<&mut LoadedMesh, String> {
+        let reason = match &self.failed {
+            Some((_, text)) => text.clone(),
+            None => "they are not loaded yet".to_owned(),
+        };
+        self.loaded.as_mut().ok_or(reason)
+    }
+
     /// The programs, when they are loaded.
     pub(super) fn loaded(&mut self) -> Option<&mut LoadedMesh> {
         self.loaded.as_mut()
@@ -176,15 +186,44 @@ impl LoadedMesh {
             ingress_macs,
             published,
             sources,
-            isolation: isolation.and_then(|(ports, targets)| {
-                let ports = ports.into_iter();
-                let named = ports.map(|(index, port)| Some((port_name(index)?, port)));
-                Some(Isolation {
-                    ports: named.collect::<Option<_>>()?,
-                    targets,
-                })
-            }),
+            isolation: isolation.and_then(|(ports, targets)| named(ports, targets, &port_name)),
             sockets: sockets.and_then(|tables| seen(tables, places)),
+            socket_programs: self.socket_programs()?,
+        })
+    }
+
+    /// What the maps hold in the kernel, whoever wrote it; changes nothing. The arguments are those
+    /// of [`maps`](Self::maps). What cannot be said in words of the model is nothing.
+    pub(super) fn held(
+        &self,
+        link_name: impl Fn(u32) -> Option<String>,
+        port_name: impl Fn(u32) -> Option<String>,
+        places: &BTreeMap<u64, &Place>,
+    ) -> Result<MeshMaps, MeshError> {
+        let MapContents {
+            config,
+            node_addresses,
+            ingress_macs,
+            published,
+            sources,
+            task_ports,
+            targets,
+            sockets,
+        } = self.mesh.contents()?;
+        let macs = ingress_macs.into_iter();
+        Ok(MeshMaps {
+            config: Some(MeshConfig {
+                host_veth: link_name(config.e1h_ifindex),
+                uplink: link_name(config.uplink_ifindex),
+                vxlan: port_name(config.vxlan_ifindex),
+                mac: Mac(config.mac.octets),
+            }),
+            node_addresses: Some(node_addresses),
+            ingress_macs: Some(macs.map(|(mac, node)| (Mac(mac), node)).collect()),
+            published: published.into_iter().map(held_port).collect(),
+            sources: sources.into_iter().map(held_source).collect(),
+            isolation: named(task_ports, targets, &port_name),
+            sockets: seen(sockets, places),
             socket_programs: self.socket_programs()?,
         })
     }
@@ -301,6 +340,20 @@ impl LoadedMesh {
     }
 }
 
+/// Who may talk to whom, in the words of the model; nothing when it speaks of a link that is gone.
+fn named(
+    ports: BTreeMap<u32, TaskPort>,
+    targets: BTreeSet<PublishedKey>,
+    port_name: impl Fn(u32) -> Option<String>,
+) -> Option<Isolation> {
+    let ports = ports.into_iter();
+    let named = ports.map(|(index, port)| Some((port_name(index)?, port)));
+    Some(Isolation {
+        ports: named.collect::<Option<_>>()?,
+        targets,
+    })
+}
+
 /// What was written, in the words of the model; nothing when it speaks of a namespace that is gone.
 fn seen(tables: SocketTables, places: &BTreeMap<u64, &Place>) -> Option<Sockets> {
     let place = |cookie| places.get(&cookie).map(|place| Place::clone(place));
@@ -338,6 +391,38 @@ fn entries(published: &BTreeMap<Published, PublishedAs>) -> BTreeMap<PublishedKe
         (key, PublishedValue { service, flags })
     };
     published.iter().map(entry).collect()
+}
+
+/// The other way round.
+fn held_port((key, value): (PublishedKey, PublishedValue)) -> Option<(Published, PublishedAs)> {
+    let (address, port, protocol) = key.parts();
+    let port = Published {
+        address,
+        port,
+        protocol: held_protocol(protocol?),
+    };
+    let published = PublishedAs {
+        service: value.service,
+        restricted: value.flags & published_flag::SOURCES != 0,
+    };
+    Some((port, published))
+}
+
+fn held_source((bits, key): (u32, SourceKey)) -> Option<Source> {
+    let (port, protocol, address, length) = key.parts(bits)?;
+    Some(Source {
+        port,
+        protocol: held_protocol(protocol),
+        net: IpNet::new(address, length).ok()?,
+    })
+}
+
+fn held_protocol(protocol: ebpf::Protocol) -> Protocol {
+    match protocol {
+        ebpf::Protocol::Tcp => Protocol::Tcp,
+        ebpf::Protocol::Udp => Protocol::Udp,
+        ebpf::Protocol::Sctp => Protocol::Sctp,
+    }
 }
 
 fn source_keys(sources: &BTreeSet<Source>) -> BTreeSet<(u32, SourceKey)> {

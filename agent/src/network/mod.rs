@@ -11,6 +11,7 @@
 //!   on it and [`effect`] what they do to it. [`wanted`] turns what is desired into a kernel
 //!   ([`balance`] what of it is about published ports),
 //!   [`plan`] finds the operations between two kernels. All of that is pure.
+//! * [`check`] tells the operations of a plan as what differs, for a person; carries out nothing.
 //! * [`observe`] reads the kernel, [`execute`] carries operations out, both through the sockets in
 //!   [`kernel`]. [`pass`] is one round of it all, [`reconcile`] decides when there is one.
 //!
@@ -30,6 +31,7 @@
 //! address. Without either, nothing of IPv6 is made.
 
 mod balance;
+mod check;
 mod connection;
 mod desired;
 mod effect;

@@ -36,14 +36,30 @@ struct Seen {
     default_link: Option<String>,
 }
 
+/// What else is done while looking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Programs that are not loaded are loaded, names of namespaces that are gone are removed, and
+    /// what somebody else has changed in maps is put right: as a plan wants it that is carried out.
+    AndRepair,
+    /// Nothing is changed in the kernel. The maps are as the kernel holds them.
+    Only,
+}
+
 /// Reads everything. What could not be read in the namespace of a task or of a user's network is
 /// returned beside it, with that namespace taken as missing; anything else that cannot be read is an error.
-pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), KernelError> {
-    let mut failures = kernel.connect()?;
+pub(super) fn observe(
+    kernel: &mut Kernel,
+    look: Look,
+) -> Result<(Observed, Vec<Failure>), KernelError> {
+    let mut failures = kernel.connect(look)?;
     let families = families(kernel.ipv6()?);
     let Kernel { open, mesh, .. } = kernel;
     // Loaded first: what is attached is told by comparing with what is loaded.
-    let mut mesh = mesh.load();
+    let mut mesh = match look {
+        Look::AndRepair => mesh.load(),
+        Look::Only => mesh.look(),
+    };
     let mut seen = BTreeMap::new();
     for (place, connection) in open.iter_mut() {
         match read(place, connection, families, mesh.as_deref().ok()) {
@@ -63,7 +79,10 @@ pub(super) fn observe(kernel: &mut Kernel) -> Result<(Observed, Vec<Failure>), K
     let cookies = open.iter();
     let cookies = cookies.map(|(place, connection)| (connection.cookie, place));
     let mesh = match &mut mesh {
-        Ok(mesh) => Ok(mesh.maps(link_name, port_name, &cookies.collect())?),
+        Ok(mesh) => Ok(match look {
+            Look::AndRepair => mesh.maps(link_name, port_name, &cookies.collect())?,
+            Look::Only => mesh.held(link_name, port_name, &cookies.collect())?,
+        }),
         Err(reason) => Err(reason.clone()),
     };
     let ipvs = ipvs_table(kernel)?;

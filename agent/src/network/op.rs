@@ -154,6 +154,14 @@ impl Op {
         }
     }
 
+    /// The link it is about, where it is about one alone.
+    pub(super) fn device(&self) -> Option<&Device> {
+        match self.devices().as_slice() {
+            [device] => Some(device),
+            _ => None,
+        }
+    }
+
     /// The links it is about.
     fn devices(&self) -> Vec<&Device> {
         match self {

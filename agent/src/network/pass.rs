@@ -7,11 +7,14 @@ use std::sync::Arc;
 use swarm_model::TaskId;
 use tokio::sync::watch;
 
+use crate::error_text::error_text;
+
+use super::check::{Checked, check};
 use super::desired::{Desired, LocalTask};
 use super::execute::execute;
 use super::kernel::{Failure, Kernel, Scope};
 use super::model::{NetworkName, Place};
-use super::observe::observe;
+use super::observe::{Look, observe};
 use super::op::Op;
 use super::plan::{Plan, plan, teardown};
 use super::reconcile::{Applied, NetworkError};
@@ -123,7 +126,7 @@ impl Pass {
         self.prepared.clear();
         self.released.clear();
         self.applied.send_replace(Applied::default());
-        let (observed, unreadable) = observe(&mut self.kernel)
+        let (observed, unreadable) = observe(&mut self.kernel, Look::AndRepair)
             .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
         let ops = teardown(&observed);
         let failures = execute(&mut self.kernel, &ops);
@@ -137,12 +140,29 @@ impl Pass {
         }
     }
 
+    /// Looks and tells what differs from the plan, and acts not; see
+    /// [`Reconciler::check`](super::Reconciler::check).
+    pub(super) fn check(&mut self) -> Result<Checked, NetworkError> {
+        let Some(desired) = &self.effective else {
+            return Err(NetworkError::NothingDesired);
+        };
+        let (observed, unreadable) = observe(&mut self.kernel, Look::Only)
+            .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
+        let Plan { ops, problems } = plan(&observed, desired);
+        let mut checked = check(&observed, &ops, &self.applied.borrow().failures);
+        let unreadable = unreadable.iter().map(|failure| error_text(failure));
+        checked.problems = unreadable
+            .chain(problems.iter().map(ToString::to_string))
+            .collect();
+        Ok(checked)
+    }
+
     /// Looks, acts, and says how far the kernel is.
     pub(super) fn run(&mut self) {
         let (Some(desired), Some((_, generation))) = (&self.effective, &self.current) else {
             return;
         };
-        let (problems, failures) = match observe(&mut self.kernel) {
+        let (problems, failures) = match observe(&mut self.kernel, Look::AndRepair) {
             Ok((observed, mut failures)) => {
                 let Plan { ops, problems } = plan(&observed, desired);
                 log_ops(&ops);

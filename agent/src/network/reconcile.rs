@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::error_text::error_text;
 
+use super::check::Checked;
 use super::desired::{Desired, LocalTask};
 use super::kernel::{Failure, Kernel, KernelError};
 use super::model::Place;
@@ -115,6 +116,12 @@ pub(crate) enum NetworkError {
     /// Nothing was desired yet, so that there is no network to connect to.
     #[error("connect task {0}: this node is not connected to the ingress network yet")]
     NotConnected(TaskId),
+    /// Nothing was desired yet, so that there is nothing to compare with.
+    #[error(
+        "this node does not know yet what its networks are to be: no manager has told it; see \
+         `swarmctl swarm status`"
+    )]
+    NothingDesired,
     /// A task's namespace could not be made.
     #[error("connect task {task}")]
     Prepare {
@@ -172,6 +179,9 @@ enum Request {
     },
     Teardown {
         reply: oneshot::Sender<Result<(), NetworkError>>,
+    },
+    Check {
+        reply: oneshot::Sender<Result<Checked, NetworkError>>,
     },
 }
 
@@ -255,6 +265,12 @@ impl Reconciler {
     /// desired afterwards, until [`apply`](Self::apply) is called again.
     pub(crate) async fn teardown(&self) -> Result<(), NetworkError> {
         self.request(|reply| Request::Teardown { reply }).await
+    }
+
+    /// Compares the kernel with what is desired, and changes nothing. What a pass would put right
+    /// at once differs only for a moment; what keeps differing says why.
+    pub(crate) async fn check(&self) -> Result<Checked, NetworkError> {
+        self.request(|reply| Request::Check { reply }).await
     }
 
     async fn request<T>(
@@ -351,6 +367,9 @@ impl Shell {
             }
             Request::Teardown { reply } => {
                 let _ = reply.send(self.pass.teardown());
+            }
+            Request::Check { reply } => {
+                let _ = reply.send(self.pass.check());
             }
         }
     }

@@ -5,6 +5,7 @@
 //! failure. What needs IPVS is skipped where the kernel has none; `SWARM_TEST_REQUIRE_IPVS=1`
 //! likewise.
 
+mod check;
 mod egress;
 mod isolation;
 mod overlay;
@@ -20,7 +21,7 @@ use swarm_model::TaskId;
 
 use super::kernel::Kernel;
 use super::netns::Netns;
-use super::observe::observe;
+use super::observe::{Look, observe};
 use super::op::Op;
 use super::plan::plan;
 use super::reconcile::NetworkError;
@@ -252,7 +253,7 @@ async fn a_second_pass_finds_nothing_to_do() {
         .run(move || Kernel::new(config.run_dir.join("netns"), config.bpffs_dir).unwrap())
         .unwrap();
     let mut pass = || {
-        let (observed, unreadable) = observe(&mut kernel).unwrap();
+        let (observed, unreadable) = observe(&mut kernel, Look::AndRepair).unwrap();
         assert!(unreadable.is_empty(), "{unreadable:?}");
         let ops = plan(&observed, &desired).ops;
         let failures = super::execute::execute(&mut kernel, &ops);
@@ -611,6 +612,15 @@ async fn an_error_names_what_and_why() {
     );
     assert!(text.contains("exists"), "{text}");
     assert_eq!(failed.generation, None);
+    let checked = node.reconciler().check().await.unwrap();
+    let lines = checked.differences.iter();
+    let vxlan = lines.filter(|line| line.text.starts_with("vxlan device vx0 is missing"));
+    let texts: Vec<_> = vxlan.map(|line| line.text.as_str()).collect();
+    assert_eq!(texts.len(), 1, "{:#?}", checked.differences);
+    assert!(
+        texts[0].contains("putting it right has failed") && texts[0].contains("exists"),
+        "{texts:?}"
+    );
     // It heals by itself once the other is gone.
     command(&node.host, "ip link del vxlan9");
     let healed = applied.wait_for(|applied| applied.generation == Some(1));

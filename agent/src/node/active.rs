@@ -169,6 +169,11 @@ impl Active {
         })
     }
 
+    /// This node's networks.
+    pub(super) fn network(&self) -> Arc<Reconciler> {
+        self.network.clone()
+    }
+
     pub(super) fn role(&self) -> Role {
         self.membership.role
     }

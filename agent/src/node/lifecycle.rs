@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::identity::{
     Credentials, JoinError, KeyRequest, Membership, StateError, StateStore, TlsError, join,
 };
+use crate::network::{NetworkError, Reconciler};
 
 /// A new swarm makes its keys and its first log entries: a second; a slow disk may take longer.
 const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -62,6 +64,10 @@ pub(crate) enum LifecycleError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Active(#[from] ActiveError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("this node is just joining or leaving a swarm: try again when that is done")]
+    Busy,
     #[error("swarm-control did not start within {} s", BOOTSTRAP_TIMEOUT.as_secs())]
     BootstrapTimeout,
     #[error("swarm-control refused: {}", .0.message())]
@@ -79,20 +85,22 @@ impl LifecycleError {
     /// The gRPC code that fits.
     pub(super) fn code(&self) -> tonic::Code {
         match self {
-            Self::AlreadyMember | Self::NotMember | Self::LastManager => {
-                tonic::Code::FailedPrecondition
-            }
+            Self::AlreadyMember
+            | Self::NotMember
+            | Self::LastManager
+            | Self::Network(NetworkError::NothingDesired) => tonic::Code::FailedPrecondition,
             Self::Settings(_)
             | Self::Address(_)
             | Self::Join(JoinError::Token(_) | JoinError::WrongSwarm { .. }) => {
                 tonic::Code::InvalidArgument
             }
             Self::Join(JoinError::Refused(status)) => status.code(),
-            Self::Join(_) | Self::NoSession { .. } => tonic::Code::Unavailable,
+            Self::Join(_) | Self::NoSession { .. } | Self::Busy => tonic::Code::Unavailable,
             Self::State(_)
             | Self::Control(_)
             | Self::Tls(_)
             | Self::Active(_)
+            | Self::Network(_)
             | Self::BootstrapTimeout
             | Self::LocalControl(_)
             | Self::Answer(_) => tonic::Code::Internal,
@@ -345,6 +353,13 @@ impl Agent {
                 ..v1::GetStatusResponse::default()
             },
         }
+    }
+
+    /// The networks of a member.
+    pub(super) fn network(&self) -> Result<Arc<Reconciler>, LifecycleError> {
+        let active = self.active.try_lock().map_err(|_| LifecycleError::Busy)?;
+        let active = active.as_ref().ok_or(LifecycleError::NotMember)?;
+        Ok(active.network())
     }
 
     /// Ends what this process does; containers, networks and the mesh go on.

@@ -1,4 +1,4 @@
-//! The agent's own socket: init, join, leave, status.
+//! The agent's own socket: init, join, leave, status, and a look at the mesh.
 
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -126,6 +126,25 @@ impl LocalAgent for Local {
         _: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         Ok(Response::new(self.agent.status().await))
+    }
+
+    async fn check_mesh(
+        &self,
+        _: Request<v1::CheckMeshRequest>,
+    ) -> Result<Response<v1::CheckMeshResponse>, Status> {
+        let checked = self.agent.network()?.check().await;
+        let checked = checked.map_err(LifecycleError::from)?;
+        let differences = checked.differences.into_iter();
+        Ok(Response::new(v1::CheckMeshResponse {
+            differences: differences
+                .map(|difference| v1::MeshDifference {
+                    place: difference.place,
+                    text: difference.text,
+                })
+                .collect(),
+            left_out: checked.left_out as u64,
+            problems: checked.problems,
+        }))
     }
 }
 

@@ -1,10 +1,10 @@
 //! `swarmctl`: what a person does with a swarm, in Docker's grammar.
 //!
-//! `swarm init`, `join` and `leave` talk to this host's agent, everything else to this host's
-//! manager; both by local sockets, so that the right to open them is the right to command.
+//! `swarm init`, `join` and `leave`, and `mesh`, talk to this host's agent, everything else to this
+//! host's manager; both by local sockets, so that the right to open them is the right to command.
 //!
-//! Exit codes: 0 done, 1 refused or failed (one line on standard error says what to do), 2 the
-//! command line was not understood.
+//! Exit codes: 0 done, 1 refused or failed (one line on standard error says what to do) or `mesh
+//! check` has found a difference, 2 the command line was not understood.
 
 mod command;
 mod connect;
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     };
     let sockets = connect::Sockets::new(arguments.run_dir);
     match runtime.block_on(arguments.command.run(&sockets)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("Error: {}", connect::error_text(&error));
             ExitCode::FAILURE

@@ -1,5 +1,6 @@
 //! The planner against a model of the kernel.
 
+mod check;
 mod convergence;
 mod damage;
 mod egress;

@@ -1,9 +1,12 @@
 //! The verbs, one file each.
 
+mod mesh;
 mod network;
 mod node;
 mod service;
 mod swarm;
+
+use std::process::ExitCode;
 
 use crate::connect::Sockets;
 
@@ -19,18 +22,24 @@ pub(crate) enum Command {
     /// Make networks for services
     #[command(subcommand)]
     Network(network::NetworkCommand),
+    /// Look into the data plane of this host
+    #[command(subcommand)]
+    Mesh(mesh::MeshCommand),
     /// Run services
     #[command(subcommand)]
     Service(service::ServiceCommand),
 }
 
 impl Command {
-    pub(crate) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
+    /// Gives the code to exit with.
+    pub(crate) async fn run(self, sockets: &Sockets) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Mesh(command) => return command.run(sockets).await,
             Self::Swarm(command) => command.run(sockets).await,
             Self::Node(command) => command.run(sockets).await,
             Self::Network(command) => command.run(sockets).await,
             Self::Service(command) => command.run(sockets).await,
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }

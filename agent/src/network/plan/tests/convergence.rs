@@ -3,7 +3,7 @@
 use super::damage::{damage, damages, pick};
 use super::*;
 
-fn desires() -> impl Strategy<Value = Desired> {
+pub(super) fn desires() -> impl Strategy<Value = Desired> {
     (
         1..5_u8,
         vec(1..5_u8, 0..6),

@@ -1,0 +1,22 @@
+//! `swarmctl mesh`: a look into the data plane of this host. By the agent's socket, on every node.
+
+mod check;
+
+use std::process::ExitCode;
+
+use crate::connect::Sockets;
+
+/// Look into the data plane of this host.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum MeshCommand {
+    /// Compare what the networks of this host are to be with its kernel
+    Check(check::Check),
+}
+
+impl MeshCommand {
+    pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Check(verb) => verb.run(sockets).await,
+        }
+    }
+}
