@@ -87,6 +87,10 @@ fn request(client: Address, address: Address, port: u16, protocol: u8) -> Option
         let client = SourceKey::from_wire(port, protocol, client);
         if SOURCES.get(Key::new(SourceKey::BITS, client)).is_none() {
             count(Counter::SourceRefused);
+            if let Some(stats) = stats(service) {
+                // SAFETY: the map owns the value and it belongs to this CPU.
+                unsafe { (*stats).refused += 1 };
+            }
             return Some(Err(TC_ACT_SHOT));
         }
     }
@@ -130,21 +134,27 @@ fn of_headers(ctx: &TcContext, headers: &Headers) -> Option<Result<u32, i32>> {
     Some(Ok(service))
 }
 
+/// The counters of a service on this CPU.
 #[inline(always)]
-fn count_request(ctx: &TcContext, service: u32) {
-    let stats = SERVICE_STATS.get_ptr_mut(service).or_else(|| {
+fn stats(service: u32) -> Option<*mut ServiceStats> {
+    SERVICE_STATS.get_ptr_mut(service).or_else(|| {
         // Refused when another CPU was first, or when the table is full: then it is not counted.
         let _ = SERVICE_STATS.insert(
             service,
             ServiceStats {
                 packets: 0,
                 bytes: 0,
+                refused: 0,
             },
             NOEXIST,
         );
         SERVICE_STATS.get_ptr_mut(service)
-    });
-    if let Some(stats) = stats {
+    })
+}
+
+#[inline(always)]
+fn count_request(ctx: &TcContext, service: u32) {
+    if let Some(stats) = stats(service) {
         // SAFETY: the kernel gives every program a valid context; the map owns the value and it
         // belongs to this CPU.
         unsafe {

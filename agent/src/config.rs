@@ -1,5 +1,6 @@
 //! What the agent is told at its start.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Options of `swarm-agent`.
@@ -48,6 +49,11 @@ pub(crate) struct Config {
     /// Name of this node in lists; the host's own name when not given.
     #[arg(long, env = "SWARM_HOSTNAME")]
     pub(crate) hostname: Option<String>,
+
+    /// Where Prometheus finds this node's metrics, as in 127.0.0.1:9323; nothing listens when not
+    /// given.
+    #[arg(long, env = "SWARM_METRICS_ADDR", value_name = "ADDRESS:PORT")]
+    pub(crate) metrics_addr: Option<SocketAddr>,
 
     /// Labels of this engine, KEY=VALUE, for constraints on `engine.labels.KEY`.
     #[arg(long = "label", value_parser = parse_label)]

@@ -18,6 +18,7 @@ mod dns;
 mod ebpf;
 mod error_text;
 mod identity;
+mod metrics;
 mod network;
 mod node;
 mod runtime;
@@ -96,10 +97,17 @@ fn run(config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let socket = config.agent_socket();
     let _lock = node::lock(&config.run_dir)?;
+    let metrics = match config.metrics_addr {
+        Some(address) => Some(metrics::listen(address).await?),
+        None => None,
+    };
     let agent = Arc::new(node::Agent::start(config).await?);
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    if let Some(listener) = metrics {
+        tokio::spawn(metrics::serve(listener, agent.clone(), stop.clone()));
+    }
     let server = node::serve(agent.clone(), &socket, stop.clone());
     tokio::pin!(server);
     let result = tokio::select! {

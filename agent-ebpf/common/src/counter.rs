@@ -8,11 +8,14 @@ pub struct ServiceStats {
     pub packets: u64,
     /// Bytes including the Ethernet header; the headers of merged segments count once.
     pub bytes: u64,
+    /// Packets dropped because their client is outside the port's source ranges; not among those
+    /// above.
+    pub refused: u64,
 }
 
-const _: () = assert!(size_of::<ServiceStats>() == 16);
+const _: () = assert!(size_of::<ServiceStats>() == 24);
 
-// SAFETY: `repr(C)`, two `u64`, no padding; every bit pattern is a value.
+// SAFETY: `repr(C)`, three `u64`, no padding; every bit pattern is a value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for ServiceStats {}
 

@@ -91,8 +91,13 @@ fn counters(pin_dir: &Path) -> Result<()> {
     for (counter, count) in mesh.counters()? {
         println!("{counter:?}: {count}");
     }
-    for (service, ServiceStats { packets, bytes }) in mesh.service_stats()? {
-        println!("service {service}: {packets} packets, {bytes} bytes");
+    for (service, stats) in mesh.service_stats()? {
+        let ServiceStats {
+            packets,
+            bytes,
+            refused,
+        } = stats;
+        println!("service {service}: {packets} packets, {bytes} bytes, {refused} packets refused");
     }
     Ok(())
 }

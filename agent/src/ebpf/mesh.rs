@@ -364,6 +364,7 @@ impl Mesh {
                 .fold(ServiceStats::default(), |sum, value| ServiceStats {
                     packets: sum.packets + value.packets,
                     bytes: sum.bytes + value.bytes,
+                    refused: sum.refused + value.refused,
                 });
             stats.insert(service, total);
         }

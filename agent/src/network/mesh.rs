@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use swarm_model::Protocol;
 
 use crate::ebpf::{
-    self, Changed, Config, MapContents, Mesh, MeshError, PublishedKey, PublishedValue, SocketError,
-    SocketLinks, SocketTables, SourceKey, TaskPort, published_flag,
+    self, Changed, Config, Counter, MapContents, Mesh, MeshError, PublishedKey, PublishedValue,
+    ServiceStats, SocketError, SocketLinks, SocketTables, SourceKey, TaskPort, published_flag,
 };
 use crate::error_text::error_text;
 
@@ -251,6 +251,21 @@ impl LoadedMesh {
         self.mesh.set_task_ports(&ports)?;
         self.written.isolation = Some((ports, targets.clone()));
         Ok(())
+    }
+
+    /// What this process has published last; nothing before it has.
+    pub(super) fn published(&self) -> BTreeMap<Published, PublishedAs> {
+        self.written.published.clone().unwrap_or_default()
+    }
+
+    /// What was counted of services, by their index.
+    pub(super) fn service_stats(&self) -> Result<BTreeMap<u32, ServiceStats>, MeshError> {
+        self.mesh.service_stats()
+    }
+
+    /// What the programs have counted, by event.
+    pub(super) fn events(&self) -> Result<BTreeMap<Counter, u64>, MeshError> {
+        self.mesh.counters()
     }
 
     /// Tells the socket programs what to balance. Namespaces without a cookie are left out.

@@ -12,6 +12,7 @@
 //!   ([`balance`] what of it is about published ports),
 //!   [`plan`] finds the operations between two kernels. All of that is pure.
 //! * [`check`] tells the operations of a plan as what differs, for a person; carries out nothing.
+//! * [`stats`] says of which service and task the kernel's counters are.
 //! * [`observe`] reads the kernel, [`execute`] carries operations out, both through the sockets in
 //!   [`kernel`]. [`pass`] is one round of it all, [`reconcile`] decides when there is one.
 //!
@@ -53,6 +54,7 @@ mod pass;
 mod plan;
 mod reconcile;
 mod sockets;
+mod stats;
 mod task_netns;
 mod wanted;
 
@@ -67,4 +69,5 @@ pub(crate) use desired::{
 pub(crate) use netns::NetnsDir;
 pub(crate) use netns::{Netns, NetnsError};
 pub(crate) use reconcile::{Applied, NetworkConfig, NetworkError, Reconciler};
+pub(crate) use stats::{NodeStats, ServiceTally, TaskTally};
 pub(crate) use task_netns::{task_connections, task_listens, task_netns};

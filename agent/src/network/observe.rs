@@ -1,5 +1,6 @@
 //! Reading the kernel.
 
+mod counters;
 mod links;
 mod tables;
 
@@ -10,6 +11,8 @@ use nix::errno::Errno;
 use swarm_ipvs::{IpvsError, Timeouts};
 
 use crate::error_text::error_text;
+
+pub(super) use counters::count;
 
 use super::connection::Connection;
 use super::kernel::{Failure, Kernel, KernelError, unreadable};
@@ -38,7 +41,7 @@ struct Seen {
 
 /// What else is done while looking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(in crate::network) enum Look {
     /// Programs that are not loaded are loaded, names of namespaces that are gone are removed, and
     /// what somebody else has changed in maps is put right: as a plan wants it that is carried out.
     AndRepair,

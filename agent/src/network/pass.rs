@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use swarm_model::TaskId;
 use tokio::sync::watch;
@@ -14,10 +15,15 @@ use super::desired::{Desired, LocalTask};
 use super::execute::execute;
 use super::kernel::{Failure, Kernel, Scope};
 use super::model::{NetworkName, Place};
-use super::observe::{Look, observe};
+use super::observe::{Look, count, observe};
 use super::op::Op;
 use super::plan::{Plan, plan, teardown};
 use super::reconcile::{Applied, NetworkError};
+use super::stats::{NodeStats, node_stats};
+
+/// How long counters are told as they were read, so that who asks all the time reads no more of the
+/// kernel than a pass does.
+const STATS_LIFETIME: Duration = Duration::from_secs(1);
 
 /// What a pass works on.
 pub(super) struct Pass {
@@ -31,6 +37,8 @@ pub(super) struct Pass {
     /// The desired state with both taken into account.
     effective: Option<Desired>,
     applied: watch::Sender<Applied>,
+    /// The counters as they were read last, and when.
+    stats: Option<(Instant, Arc<NodeStats>)>,
 }
 
 impl Pass {
@@ -43,6 +51,7 @@ impl Pass {
             released: BTreeSet::new(),
             effective: None,
             applied,
+            stats: None,
         }
     }
 
@@ -123,6 +132,7 @@ impl Pass {
     pub(super) fn teardown(&mut self) -> Result<(), NetworkError> {
         self.current = None;
         self.effective = None;
+        self.stats = None;
         self.prepared.clear();
         self.released.clear();
         self.applied.send_replace(Applied::default());
@@ -155,6 +165,28 @@ impl Pass {
             .chain(problems.iter().map(ToString::to_string))
             .collect();
         Ok(checked)
+    }
+
+    /// What the kernel has counted; see [`Reconciler::stats`](super::Reconciler::stats).
+    pub(super) fn stats(&mut self) -> Result<Arc<NodeStats>, NetworkError> {
+        if let Some((at, stats)) = &self.stats
+            && at.elapsed() < STATS_LIFETIME
+        {
+            return Ok(stats.clone());
+        }
+        let Some(desired) = &self.effective else {
+            return Err(NetworkError::NothingDesired);
+        };
+        let counted = count(&mut self.kernel).map_err(|source| {
+            NetworkError::Observe(Arc::new(Failure {
+                action: "read the counters".to_owned(),
+                scope: Scope::Pass,
+                source,
+            }))
+        })?;
+        let stats = Arc::new(node_stats(desired, &counted));
+        self.stats = Some((Instant::now(), stats.clone()));
+        Ok(stats)
     }
 
     /// Looks, acts, and says how far the kernel is.

@@ -24,6 +24,7 @@ use super::model::Place;
 use super::monitor::{Monitor, MonitorError};
 use super::names::NETNS_DIR;
 use super::pass::Pass;
+use super::stats::NodeStats;
 use super::wanted::Problem;
 
 /// Between two passes without an event. IPVS and eBPF tell nobody when they change: what an
@@ -183,6 +184,9 @@ enum Request {
     Check {
         reply: oneshot::Sender<Result<Checked, NetworkError>>,
     },
+    Stats {
+        reply: oneshot::Sender<Result<Arc<NodeStats>, NetworkError>>,
+    },
 }
 
 impl Reconciler {
@@ -271,6 +275,11 @@ impl Reconciler {
     /// at once differs only for a moment; what keeps differing says why.
     pub(crate) async fn check(&self) -> Result<Checked, NetworkError> {
         self.request(|reply| Request::Check { reply }).await
+    }
+
+    /// What the kernel has counted, at most a second ago.
+    pub(crate) async fn stats(&self) -> Result<Arc<NodeStats>, NetworkError> {
+        self.request(|reply| Request::Stats { reply }).await
     }
 
     async fn request<T>(
@@ -370,6 +379,9 @@ impl Shell {
             }
             Request::Check { reply } => {
                 let _ = reply.send(self.pass.check());
+            }
+            Request::Stats { reply } => {
+                let _ = reply.send(self.pass.stats());
             }
         }
     }

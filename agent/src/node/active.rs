@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::control_process::{ControlProcess, Running};
 use super::host_networks::host_networks;
+use super::told::Standing;
 use crate::config::Config;
 use crate::dns::{Asker, HOST_RESOLV_CONF, NameServerConfig, NameServers, SocketStore};
 use crate::identity::{Connector, Credentials, Membership, Renewer, StateStore, TlsError};
@@ -45,6 +46,7 @@ pub(super) struct Active {
     membership: Membership,
     report: watch::Receiver<Report>,
     problems: watch::Receiver<Vec<NodeProblem>>,
+    assigned: watch::Receiver<Arc<Assigned>>,
     network: Arc<Reconciler>,
     names: NameServers,
     runtime: Arc<dyn Runtime>,
@@ -130,6 +132,7 @@ impl Active {
             &stop,
             keep_managers(state.clone(), membership.clone(), report.subscribe()),
         ));
+        let told = assigned.subscribe();
         let session = Session {
             managers: membership.managers.clone(),
             description: describe(config, &membership),
@@ -161,12 +164,23 @@ impl Active {
             membership,
             report: report.subscribe(),
             problems: problems.subscribe(),
+            assigned: told,
             network,
             names,
             runtime,
             stop,
             tasks,
         })
+    }
+
+    /// What can be told of this node in numbers, but for the counters.
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            connected: self.report.borrow().connected,
+            problems: self.problems.borrow().len(),
+            assigned: self.assigned.borrow().clone(),
+            network: self.network.clone(),
+        }
     }
 
     /// This node's networks.

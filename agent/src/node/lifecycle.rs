@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::active::{Active, ActiveError};
 use super::address::{self, AddressError};
 use super::control_process::{Bootstrap, ControlError, ControlProcess, Running};
+use super::told::Told;
 use crate::config::Config;
 use crate::identity::{
     Credentials, JoinError, KeyRequest, Membership, StateError, StateStore, TlsError, join,
@@ -352,6 +353,30 @@ impl Agent {
                 state: "inactive".to_owned(),
                 ..v1::GetStatusResponse::default()
             },
+        }
+    }
+
+    /// What this host tells of itself in numbers.
+    pub(super) async fn stats(&self) -> Result<Told, LifecycleError> {
+        let standing = {
+            let active = self.active.try_lock().map_err(|_| LifecycleError::Busy)?;
+            active.as_ref().ok_or(LifecycleError::NotMember)?.standing()
+        };
+        Ok(standing.told().await?)
+    }
+
+    /// The same, of a host that can tell less than that too.
+    pub(crate) async fn told(&self) -> Told {
+        match self.stats().await {
+            Ok(told) => told,
+            Err(LifecycleError::NotMember) => Told::default(),
+            Err(error) => {
+                tracing::debug!(error = crate::error_text(&error), "no counters");
+                Told {
+                    member: true,
+                    ..Told::default()
+                }
+            }
         }
     }
 

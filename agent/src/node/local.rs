@@ -128,6 +128,13 @@ impl LocalAgent for Local {
         Ok(Response::new(self.agent.status().await))
     }
 
+    async fn get_stats(
+        &self,
+        _: Request<v1::GetStatsRequest>,
+    ) -> Result<Response<v1::GetStatsResponse>, Status> {
+        Ok(Response::new(self.agent.stats().await?.into()))
+    }
+
     async fn check_mesh(
         &self,
         _: Request<v1::CheckMeshRequest>,

@@ -15,7 +15,9 @@ mod host_networks;
 mod lifecycle;
 mod local;
 mod lock;
+mod told;
 
 pub(crate) use lifecycle::Agent;
 pub(crate) use local::serve;
 pub(crate) use lock::lock;
+pub(crate) use told::Told;

@@ -72,7 +72,9 @@ impl Sockets {
     pub(crate) async fn agent(&self) -> Result<LocalAgentClient<Channel>, ConnectError> {
         let path = self.run_dir.join("agent.sock");
         match open(&path).await {
-            Ok(channel) => Ok(LocalAgentClient::new(channel)),
+            Ok(channel) => {
+                Ok(LocalAgentClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+            }
             Err(Opening::Absent) => Err(ConnectError::NoAgent(path)),
             Err(Opening::Other(error)) => Err(error),
         }

@@ -217,6 +217,12 @@ fn uplink_drops_and_counts_clients_outside_the_source_ranges() {
             assert_eq!(uplink(&mesh, &from(client)), expected, "{client:?}");
         }
         assert_eq!(counter(&mesh, Counter::SourceRefused), 3);
+        let stats = mesh.service_stats().unwrap()[&7];
+        assert_eq!(
+            (stats.packets, stats.refused),
+            (2, 3),
+            "told of the service"
+        );
         // Ports without the flag do not look.
         let udp = Frame::udp(([10, 0, 0, 1].into(), 1), (NODE, 8080));
         assert_eq!(uplink(&mesh, &udp), REDIRECT);
@@ -259,7 +265,12 @@ fn uplink_counts_requests_by_service() {
             verdict(&mesh, Program::MeshUplink, frame);
         }
         let bytes = (to_node().bytes().len() + long.bytes().len()) as u64;
-        let stats = BTreeMap::from([(7, ServiceStats { packets: 2, bytes })]);
+        let stats = ServiceStats {
+            packets: 2,
+            bytes,
+            refused: 0,
+        };
+        let stats = BTreeMap::from([(7, stats)]);
         assert_eq!(mesh.service_stats().unwrap(), stats);
 
         mesh.set_published(&BTreeMap::new()).unwrap();

@@ -84,7 +84,8 @@ pub(super) fn read(
     Ok(peers)
 }
 
-fn link_name(message: &LinkMessage) -> Option<String> {
+/// What a link is named.
+pub(super) fn link_name(message: &LinkMessage) -> Option<String> {
     message
         .attributes
         .iter()

@@ -1,16 +1,19 @@
 //! The comparison of plan and kernel on a kernel.
 
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
+use swarm_model::TaskId;
 use tokio::sync::watch;
 
-use super::world::{World, as_root, task_id};
+use super::world::{DEADLINE, Node, World, address_of, as_root, connect, listen, task_id};
 use super::{DAMAGES, damage};
 use crate::ebpf::Mesh;
 use crate::network::kernel::Kernel;
 use crate::network::pass::Pass;
 use crate::network::reconcile::Applied;
+use crate::network::stats::Traffic;
 
 /// A pass of node 1 that nobody runs but the test, brought to rest.
 fn pass(world: &World) -> Pass {
@@ -106,4 +109,52 @@ async fn a_node_that_was_told_nothing_says_so() {
     pass.desire(None);
     let error = pass.check().unwrap_err().to_string();
     assert!(error.contains("swarmctl swarm status"), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_task_sends_and_gets_is_counted() {
+    let Some(_root) = as_root() else { return };
+    let world = World::new(1);
+    world.place(&[(1, 1), (2, 1)], &[(8080, &[2])]).await;
+    let (one, two) = (task_id(1), task_id(2));
+    let (before_one, before_two) = traffic(world.node(1), &one, &two).await;
+    let listener = listen(&world.node(1).task(&two), 80);
+    let mut stream = connect(&world.node(1).task(&one), (address_of(&two), 80).into()).unwrap();
+    let (mut accepted, _) = listener.accept().unwrap();
+    let writer = std::thread::spawn(move || stream.write_all(&[7; 100_000]));
+    let mut received = [0; 100_000];
+    accepted.read_exact(&mut received).unwrap();
+    writer.join().unwrap().unwrap();
+    let (after_one, after_two) = traffic(world.node(1), &one, &two).await;
+    assert!(
+        after_one.out_bytes - before_one.out_bytes > 100_000,
+        "{after_one:?}"
+    );
+    assert!(
+        after_two.in_bytes - before_two.in_bytes > 100_000,
+        "{after_two:?}"
+    );
+    assert!(
+        after_one.in_bytes - before_one.in_bytes < 50_000,
+        "{after_one:?}"
+    );
+    assert!(
+        after_two.out_packets > before_two.out_packets,
+        "{after_two:?}"
+    );
+}
+
+/// What both tasks have sent and got, read anew.
+async fn traffic(node: &Node, one: &TaskId, two: &TaskId) -> (Traffic, Traffic) {
+    let told = node.reconciler().stats().await.unwrap();
+    let end = std::time::Instant::now() + DEADLINE;
+    loop {
+        let now = node.reconciler().stats().await.unwrap();
+        if !Arc::ptr_eq(&told, &now) {
+            let of = |task| now.tasks[task].traffic.expect("a task of this node");
+            return (of(one), of(two));
+        }
+        assert!(std::time::Instant::now() < end, "never read anew");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }

@@ -7,6 +7,7 @@ mod ls;
 mod ps;
 mod rm;
 mod scale;
+mod stats;
 mod update;
 
 pub(super) use create::parse_label;
@@ -28,6 +29,8 @@ pub(crate) enum ServiceCommand {
     Ls(ls::Ls),
     /// List the tasks of services
     Ps(ps::Ps),
+    /// Show what this node has counted of services
+    Stats(stats::Stats),
     /// Show everything about services, as JSON
     Inspect(inspect::Inspect),
     /// Set the number of tasks of services
@@ -44,6 +47,7 @@ impl ServiceCommand {
             Self::Create(verb) => verb.run(sockets).await,
             Self::Ls(verb) => verb.run(sockets).await,
             Self::Ps(verb) => verb.run(sockets).await,
+            Self::Stats(verb) => verb.run(sockets).await,
             Self::Inspect(verb) => verb.run(sockets).await,
             Self::Scale(verb) => verb.run(sockets).await,
             Self::Update(verb) => verb.run(sockets).await,

@@ -1,0 +1,138 @@
+//! What is told, under which names. Pure.
+
+use std::collections::BTreeMap;
+
+use super::text::{Family, Kind};
+use crate::node::Told;
+
+/// What this node can tell, as families; of a host in no swarm that it is in none.
+pub(super) fn families(told: &Told) -> Vec<Family> {
+    let flag = |value: bool| vec![(Vec::new(), u64::from(value))];
+    let mut families = vec![
+        Family {
+            name: "swarm_member",
+            help: "Whether this host is in a swarm.",
+            kind: Kind::Gauge,
+            samples: flag(told.member),
+        },
+        Family {
+            name: "swarm_session_connected",
+            help: "Whether the session with a manager is open.",
+            kind: Kind::Gauge,
+            samples: flag(told.connected),
+        },
+        Family {
+            name: "swarm_node_problems",
+            help: "Problems of this node, as swarmctl service ps shows them.",
+            kind: Kind::Gauge,
+            samples: vec![(Vec::new(), told.problems as u64)],
+        },
+    ];
+    let services = |name, help, value: fn(&crate::network::ServiceTally) -> u64| Family {
+        name,
+        help,
+        kind: Kind::Counter,
+        samples: told
+            .services
+            .iter()
+            .map(|service| {
+                (
+                    vec![("service", service.name.clone())],
+                    value(&service.tally),
+                )
+            })
+            .collect(),
+    };
+    families.extend([
+        services(
+            "swarm_service_packets_total",
+            "Packets from clients taken in at this node for published ports.",
+            |tally| tally.packets,
+        ),
+        services(
+            "swarm_service_bytes_total",
+            "Bytes from clients taken in at this node for published ports.",
+            |tally| tally.bytes,
+        ),
+        services(
+            "swarm_service_refused_packets_total",
+            "Packets from clients outside the source ranges, dropped at this node.",
+            |tally| tally.refused,
+        ),
+        services(
+            "swarm_service_connections_total",
+            "Connections to published ports that this node has balanced.",
+            |tally| tally.connections,
+        ),
+    ]);
+    families.extend(of_tasks(told));
+    let events: BTreeMap<_, _> = told.events.iter().collect();
+    families.push(Family {
+        name: "swarm_mesh_events_total",
+        help: "What the mesh's programs on this node have counted, drops among them, by kind.",
+        kind: Kind::Counter,
+        samples: events
+            .into_iter()
+            .map(|(event, count)| (vec![("event", (*event).to_owned())], *count))
+            .collect(),
+    });
+    families
+}
+
+fn of_tasks(told: &Told) -> Vec<Family> {
+    let tasks = |name, help, kind, value: fn(&crate::network::TaskTally) -> Option<u64>| Family {
+        name,
+        help,
+        kind,
+        samples: told
+            .tasks
+            .iter()
+            .filter_map(|task| {
+                let labels = vec![
+                    ("service", task.service.clone()),
+                    ("task", task.name.clone()),
+                    ("task_id", task.id.to_string()),
+                ];
+                Some((labels, value(&task.tally)?))
+            })
+            .collect(),
+    };
+    vec![
+        tasks(
+            "swarm_task_connections_total",
+            "Connections to published ports that this node has balanced to the task.",
+            Kind::Counter,
+            |tally| Some(tally.connections),
+        ),
+        tasks(
+            "swarm_task_active_connections",
+            "Those of them that are established now.",
+            Kind::Gauge,
+            |tally| Some(tally.active),
+        ),
+        tasks(
+            "swarm_task_receive_packets_total",
+            "Packets to a task of this node on the ingress network.",
+            Kind::Counter,
+            |tally| Some(tally.traffic?.in_packets),
+        ),
+        tasks(
+            "swarm_task_receive_bytes_total",
+            "Bytes to a task of this node on the ingress network.",
+            Kind::Counter,
+            |tally| Some(tally.traffic?.in_bytes),
+        ),
+        tasks(
+            "swarm_task_transmit_packets_total",
+            "Packets from a task of this node on the ingress network.",
+            Kind::Counter,
+            |tally| Some(tally.traffic?.out_packets),
+        ),
+        tasks(
+            "swarm_task_transmit_bytes_total",
+            "Bytes from a task of this node on the ingress network.",
+            Kind::Counter,
+            |tally| Some(tally.traffic?.out_bytes),
+        ),
+    ]
+}
