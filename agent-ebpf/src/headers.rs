@@ -104,6 +104,8 @@ pub struct Subject {
     pub destination: Address,
     pub protocol: u8,
     pub ports: (u16, u16),
+    /// Offset in bytes of its transport header.
+    pub transport: usize,
 }
 
 /// The headers of an IPv6 packet; nothing when it is another one, not well-formed, or hides what
@@ -271,6 +273,7 @@ fn subject4(ctx: &TcContext, icmp: usize) -> Option<Subject> {
         destination: Address::from_ipv4_word(ip.destination),
         protocol: ip.protocol,
         ports: (ports.source, ports.destination),
+        transport: icmp + ERROR_LEN + header_len,
     })
 }
 
@@ -301,6 +304,7 @@ fn subject6(ctx: &TcContext, icmp: usize) -> Option<Subject> {
         destination: Address::from_words(ip.destination),
         protocol,
         ports: (ports.source, ports.destination),
+        transport,
     })
 }
 

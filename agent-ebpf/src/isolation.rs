@@ -7,29 +7,45 @@
 //! published target, or comes from one, or is an ICMP error about such a packet. What leaves the
 //! network (answers to clients, the way out) is not looked at further.
 //!
+//! Who owns a target cannot reach others from its port: there, over TCP only what does not open a
+//! connection passes, and over UDP and SCTP only what answers a task's question (`asked`, which
+//! the asker's own port keeps).
+//!
 //! A fragment after the first carries no port and passes: without its first it is nothing. A port
 //! that is not in `task_ports` is not looked at: the agent describes it before a container starts.
 
 use core::mem::offset_of;
 
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::HashMap;
+use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{Address, Counter, Mac, Protocol, PublishedKey, TaskPort, capacity};
+use swarm_ebpf_common::{
+    ASKED_NS, Address, Counter, FLOW_SEEN_GRAIN_NS, FlowKey, Mac, Protocol, PublishedKey, TaskPort,
+    capacity,
+};
 
 use crate::count::count;
+use crate::packet::tcp;
 
 #[map(name = "task_ports")]
-static TASK_PORTS: HashMap<u32, TaskPort> = HashMap::pinned(capacity::TASK_PORTS, 0);
+pub static TASK_PORTS: HashMap<u32, TaskPort> = HashMap::pinned(capacity::TASK_PORTS, 0);
 
 #[map(name = "targets")]
-static TARGETS: HashMap<PublishedKey, u32> = HashMap::pinned(capacity::TARGETS, 0);
+pub static TARGETS: HashMap<PublishedKey, u32> = HashMap::pinned(capacity::TARGETS, 0);
+
+#[map(name = "asked")]
+static ASKED: LruHashMap<FlowKey, u64> = LruHashMap::pinned(capacity::ASKED, 0);
 
 /// Ethernet types (`linux/if_ether.h`).
 const IPV4: u16 = 0x0800_u16.to_be();
 const IPV6: u16 = 0x86dd_u16.to_be();
 const ARP: u16 = 0x0806_u16.to_be();
 
+const TCP: u8 = Protocol::Tcp as u8;
+const UDP: u8 = Protocol::Udp as u8;
+const SCTP: u8 = Protocol::Sctp as u8;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
@@ -104,8 +120,9 @@ struct Header {
 }
 
 /// Whether the task behind this port may send this frame.
-#[inline(always)]
-pub fn may_send(ctx: &TcContext) -> bool {
+#[inline(never)]
+pub fn may_send(skb: *mut __sk_buff) -> bool {
+    let ctx = &TcContext::new(skb);
     let Some(task) = task(ctx) else {
         return true;
     };
@@ -131,12 +148,13 @@ pub fn may_send(ctx: &TcContext) -> bool {
         return refuse(Counter::Spoofed);
     }
     let inside = task.is_neighbour(header.destination) || !is_unicast(header.destination);
-    !inside || is_open(ctx, &header) || refuse(Counter::Isolated)
+    !inside || is_open(ctx, &header, Way::Out) || refuse(Counter::Isolated)
 }
 
 /// Whether the task behind this port may get this frame from another task.
-#[inline(always)]
-pub fn may_receive(ctx: &TcContext) -> bool {
+#[inline(never)]
+pub fn may_receive(skb: *mut __sk_buff) -> bool {
+    let ctx = &TcContext::new(skb);
     let Some(task) = task(ctx) else {
         return true;
     };
@@ -157,7 +175,7 @@ pub fn may_receive(ctx: &TcContext) -> bool {
     }
     let open = header.destination == task.address_like(header.destination)
         && task.is_neighbour(header.source)
-        && is_open(ctx, &header);
+        && is_open(ctx, &header, Way::In);
     open || refuse(Counter::Isolated)
 }
 
@@ -218,12 +236,12 @@ fn is_unicast(address: Address) -> bool {
 
 /// Whether it goes to a published target, comes from one, or is an error about such a packet.
 #[inline(always)]
-fn is_open(ctx: &TcContext, header: &Header) -> bool {
+fn is_open(ctx: &TcContext, header: &Header, way: Way) -> bool {
     if header.later {
         return true;
     }
     if header.protocol != ICMP && header.protocol != ICMPV6 {
-        return is_published(ctx, header);
+        return is_published(ctx, header, way);
     }
     let Some(icmp) = at::<Icmp>(ctx, header.end) else {
         return false;
@@ -238,25 +256,90 @@ fn is_open(ctx: &TcContext, header: &Header) -> bool {
         (ICMPV6, 135 | 136) => return true,
         _ => None,
     };
-    inner.is_some_and(|inner| inner.source == header.destination && is_published(ctx, &inner))
+    inner.is_some_and(|inner| {
+        inner.source == header.destination && is_published(ctx, &inner, Way::Inside)
+    })
+}
+
+/// Where a packet is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// A task sends it.
+    Out,
+    /// A task gets it.
+    In,
+    /// It is inside an ICMP error.
+    Inside,
 }
 
 #[inline(always)]
-fn is_published(ctx: &TcContext, header: &Header) -> bool {
-    const TCP: u8 = Protocol::Tcp as u8;
-    const UDP: u8 = Protocol::Udp as u8;
-    const SCTP: u8 = Protocol::Sctp as u8;
+fn is_published(ctx: &TcContext, header: &Header, way: Way) -> bool {
+    let is_tcp = header.protocol == TCP;
     if !matches!(header.protocol, TCP | UDP | SCTP) {
         return false;
     }
     let Some(ports) = at::<Ports>(ctx, header.end) else {
         return false;
     };
-    let is_target = |address, port| {
-        let key = PublishedKey::from_wire(address, port, header.protocol);
-        TARGETS.get_ptr(key).is_some()
-    };
-    is_target(header.destination, ports.destination) || is_target(header.source, ports.source)
+    let (from, to) = (
+        (header.source, ports.source),
+        (header.destination, ports.destination),
+    );
+    if is_target(to, header.protocol) {
+        if way == Way::Out && !is_tcp {
+            ask(&FlowKey::from_wire(from, to, header.protocol));
+        }
+        return true;
+    }
+    if !is_target(from, header.protocol) {
+        return false;
+    }
+    match way {
+        Way::Inside => true,
+        Way::Out | Way::In if is_tcp => !opens(ctx, header),
+        Way::Out => true,
+        Way::In => was_asked(&FlowKey::from_wire(to, from, header.protocol)),
+    }
+}
+
+#[inline(always)]
+fn is_target((address, port): (Address, u16), protocol: u8) -> bool {
+    let key = PublishedKey::from_wire(address, port, protocol);
+    TARGETS.get_ptr(key).is_some()
+}
+
+/// Whether a TCP packet is the first of a connection.
+#[inline(always)]
+fn opens(ctx: &TcContext, header: &Header) -> bool {
+    const LENGTH_AND_FLAGS: usize = 12;
+    at::<[u8; 2]>(ctx, header.end + LENGTH_AND_FLAGS)
+        .is_none_or(|[_, flags]| flags & (tcp::SYN | tcp::ACK) == tcp::SYN)
+}
+
+/// Remembers that the task asks a target.
+#[inline(always)]
+fn ask(flow: &FlowKey) {
+    // SAFETY: a helper without arguments.
+    let now_ns = unsafe { bpf_ktime_get_coarse_ns() };
+    // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
+    let known = unsafe { ASKED.get(flow) };
+    if known.is_none_or(|asked_ns| now_ns.saturating_sub(*asked_ns) > FLOW_SEEN_GRAIN_NS) {
+        // Refused, the answer is not let in, and counted then.
+        let _ = ASKED.insert(flow, now_ns, u64::from(BPF_ANY));
+    }
+}
+
+/// Whether the task has asked that target lately.
+#[inline(always)]
+fn was_asked(flow: &FlowKey) -> bool {
+    // SAFETY: a helper without arguments; the value is one integer, and an entry replaced meanwhile
+    // is as good.
+    unsafe {
+        let now_ns = bpf_ktime_get_coarse_ns();
+        ASKED
+            .get(flow)
+            .is_some_and(|asked_ns| now_ns.saturating_sub(*asked_ns) <= ASKED_NS)
+    }
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@
 //! untouched. TCP, UDP and SCTP over IPv4 and IPv6 on Ethernet, whole or in fragments, and the ICMP
 //! errors about them; kernels from 6.1.
 //!
-//! Deliberately absent: balancing of packets (IPVS does it), address or port rewriting, conntrack.
+//! Deliberately absent: balancing of packets (IPVS does it), conntrack.
 #![no_std]
 #![no_main]
 
@@ -29,6 +29,7 @@ mod sock_recvmsg;
 mod sock_sendmsg;
 mod socket;
 mod socket_context;
+mod translation;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 

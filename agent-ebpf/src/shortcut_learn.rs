@@ -1,7 +1,7 @@
 //! `shortcut_learn`: tc egress on the ingress namespace's VXLAN device; `flow_learn` does the same
 //! on a task's port. Remembers what IPVS has made of a client's packet.
 
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -20,13 +20,27 @@ pub fn shortcut_learn(ctx: TcContext) -> i32 {
 
 /// Looks whether this is the packet that `shortcut_in` has left to IPVS, and remembers both ways.
 #[inline(always)]
-pub fn remember(ctx: &TcContext) -> Option<()> {
+pub fn remember(ctx: &TcContext) {
+    let Some(draft) = DRAFT.get_ptr(0) else {
+        return;
+    };
+    // SAFETY: the map owns the value and it belongs to this CPU.
+    if unsafe { (*draft).key.way } != 0 {
+        balanced(ctx.skb.skb);
+    }
+}
+
+/// Out of line: it is rare, and its keys and values would fill the stack of the others.
+#[inline(never)]
+fn balanced(skb: *mut __sk_buff) -> i32 {
+    i32::from(compare(&TcContext::new(skb)).is_some())
+}
+
+#[inline(always)]
+fn compare(ctx: &TcContext) -> Option<()> {
     let draft = DRAFT.get_ptr_mut(0)?;
     // SAFETY: the map owns the value and it belongs to this CPU.
     let draft = unsafe { &mut *draft };
-    if draft.key.way == 0 {
-        return None;
-    }
     let packet = packet(ctx, shortcut_way::IN)?;
     let (asked, given) = (draft.key, packet.key);
     if (asked.source, asked.source_port, asked.protocol)

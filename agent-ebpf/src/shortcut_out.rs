@@ -11,7 +11,7 @@ use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{Mac, capacity, shortcut_state, shortcut_way};
 
-use crate::flow_learn::{ingress_node, learn};
+use crate::flow_learn::learn;
 use crate::shortcut::{SHORTCUTS, note_state, packet as read, rewrite};
 use crate::{NEXT, packet};
 
@@ -29,10 +29,10 @@ pub fn shortcut_out(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn arrived(ctx: &TcContext) -> Option<i32> {
-    let (destination, source) = packet::macs(ctx)?;
+    let (destination, _) = packet::macs(ctx)?;
     // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
     match unsafe { TASK_MACS.get(Mac::new(destination)) } {
-        Some(port) => inward(ctx, *port, source),
+        Some(port) => inward(ctx, *port),
         None => outward(ctx),
     }
 }
@@ -40,9 +40,11 @@ fn arrived(ctx: &TcContext) -> Option<i32> {
 /// What an ingress node sends to the task behind `port`. What others send goes by the bridge, and at
 /// the port it is looked at whether they may.
 #[inline(always)]
-fn inward(ctx: &TcContext, port: u32, source: [u8; 6]) -> Option<i32> {
-    let node = ingress_node(source)?;
-    learn(ctx, source, node);
+fn inward(ctx: &TcContext, port: u32) -> Option<i32> {
+    let verdict = learn(ctx, port)?;
+    if verdict != NEXT {
+        return Some(verdict);
+    }
     // To the tunnel's device it was somebody else's.
     // SAFETY: the kernel gives every program a valid context; a helper without pointers.
     unsafe {

@@ -55,6 +55,11 @@ pub enum Counter {
     Spoofed = 13,
     /// Ingress network: from task to task, and not about a published target, dropped.
     Isolated = 14,
+    /// `flow_learn`: a flow got another port, or address and port, for its task.
+    Translated = 15,
+    /// `flow_learn`, `flow_return`: no port was free for a flow that needs another one, or what it
+    /// was translated from is forgotten, dropped.
+    TranslationFailed = 16,
 }
 
 impl Counter {
@@ -62,7 +67,7 @@ impl Counter {
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// All of them, by index.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::UplinkUnconfigured,
         Self::OutByUplink,
         Self::OutUnroutable,
@@ -78,6 +83,8 @@ impl Counter {
         Self::Extensions,
         Self::Spoofed,
         Self::Isolated,
+        Self::Translated,
+        Self::TranslationFailed,
     ];
 
     /// The name under which it is shown.
@@ -98,6 +105,8 @@ impl Counter {
             Self::Extensions => "extensions",
             Self::Spoofed => "spoofed",
             Self::Isolated => "isolated",
+            Self::Translated => "translated",
+            Self::TranslationFailed => "translation_failed",
         }
     }
 }

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::net::IpAddr;
 
-use crate::{Address, Protocol};
+use crate::{Address, Endpoint, FLOW_CLOSED_NS, FLOW_IDLE_TCP_NS, FLOW_IDLE_UDP_NS, Protocol};
 
 /// A flow as the task sees it.
 #[repr(C)]
@@ -13,8 +13,8 @@ pub struct FlowKey {
     task: Address,
     client_port_be: u16,
     task_port_be: u16,
-    protocol: u8,
-    zero: [u8; 3],
+    /// A word, so that the programs write it at once.
+    protocol: u32,
 }
 
 impl FlowKey {
@@ -35,9 +35,34 @@ impl FlowKey {
             task: task.0,
             client_port_be: client.1,
             task_port_be: task.1,
-            protocol,
-            zero: [0; 3],
+            protocol: protocol as u32,
         }
+    }
+
+    /// Protocol number.
+    #[inline(always)]
+    pub const fn protocol(&self) -> u8 {
+        self.protocol as u8
+    }
+
+    /// The task's address and port, in wire order.
+    #[inline(always)]
+    pub const fn task(&self) -> (Address, u16) {
+        (self.task, self.task_port_be)
+    }
+
+    /// The client, as the task sees it.
+    #[inline(always)]
+    pub const fn client(&self) -> Endpoint {
+        Endpoint::from_wire(self.client, self.client_port_be)
+    }
+
+    /// The same flow with another client.
+    #[inline(always)]
+    pub const fn with_client(mut self, client: Endpoint) -> Self {
+        self.client = client.address;
+        self.client_port_be = client.port_be;
+        self
     }
 }
 
@@ -55,8 +80,7 @@ impl fmt::Debug for FlowKey {
     }
 }
 
-/// Bits of [`FlowValue::state`]. A flow that was reset, or finished by both ends, no longer
-/// defends its 5-tuple.
+/// Bits of [`FlowValue::state`]. What they mean for the 5-tuple: [`FlowValue::is_over`].
 pub mod flow_state {
     /// The client has sent FIN.
     pub const CLIENT_FIN: u16 = 1;
@@ -79,14 +103,41 @@ pub struct FlowValue {
     pub state: u16,
     /// The ingress node's index, from `ingress_macs`.
     pub node: u32,
-    /// The port the client uses, in wire order. For the translation of colliding flows, which is
-    /// not done yet: 0.
+    /// The port that the client uses, in wire order, where the flow is translated; 0 where not.
     pub orig_port_be: u16,
-    /// The port the task sees instead, in wire order. Not done yet: 0.
+    /// The port that the task sees instead, in wire order; 0 where the flow is not translated. With
+    /// it, the client itself is in the map `xlat_out`.
     pub xlat_port_be: u16,
+    /// Interface index of the task's port in the ingress namespace: what comes in there is from the
+    /// task that the client's packets were delivered to.
+    pub ifindex: u32,
+    /// Always zero.
+    pub zero: u32,
 }
 
 impl FlowValue {
+    /// Whether the task sees the client's own address and port.
+    #[inline(always)]
+    pub const fn is_native(&self) -> bool {
+        self.xlat_port_be == 0
+    }
+
+    /// Whether the 5-tuple is free for another flow at `now_ns`: after a reset at once, after both
+    /// ends' FIN when no socket can be in TIME-WAIT any more, else when nothing has come for as
+    /// long as no flow of the protocol is idle.
+    #[inline(always)]
+    pub const fn is_over(&self, is_tcp: bool, now_ns: u64) -> bool {
+        let idle_ns = now_ns.saturating_sub(self.last_seen_ns);
+        let allowed_ns = if !is_tcp {
+            FLOW_IDLE_UDP_NS
+        } else if self.is_closed() {
+            FLOW_CLOSED_NS
+        } else {
+            FLOW_IDLE_TCP_NS
+        };
+        self.state & flow_state::RESET != 0 || idle_ns > allowed_ns
+    }
+
     /// Whether both ends are done with the connection.
     #[inline(always)]
     pub const fn is_closed(&self) -> bool {
@@ -96,12 +147,12 @@ impl FlowValue {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
-const _: () = assert!(size_of::<FlowValue>() == 24);
+const _: () = assert!(size_of::<FlowValue>() == 32);
 
 #[cfg(feature = "user")]
 mod pod {
-    // SAFETY: `repr(C)`, 16 + 16 + 2 + 2 + 1 + 3 bytes, no padding; integers only.
+    // SAFETY: `repr(C)`, 16 + 16 + 2 + 2 + 4 bytes, no padding; integers only.
     unsafe impl aya::Pod for super::FlowKey {}
-    // SAFETY: `repr(C)`, 8 + 6 + 2 + 4 + 2 + 2 bytes, no padding; integers only.
+    // SAFETY: `repr(C)`, 8 + 6 + 2 + 4 + 2 + 2 + 4 + 4 bytes, no padding; integers only.
     unsafe impl aya::Pod for super::FlowValue {}
 }

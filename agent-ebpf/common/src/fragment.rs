@@ -44,6 +44,9 @@ pub struct FragmentValue {
     /// Of an answer: MAC address of the ingress node it goes back to. Of a request: zero.
     pub mac: [u8; 6],
     zero: [u8; 6],
+    /// At a task's port: the address in place of the client's, or the client's in place of that one;
+    /// all zero where it stays.
+    pub client: Address,
 }
 
 impl FragmentValue {
@@ -55,6 +58,7 @@ impl FragmentValue {
             service,
             mac: [0; 6],
             zero: [0; 6],
+            client: Address::UNSPECIFIED_V6,
         }
     }
 
@@ -66,17 +70,25 @@ impl FragmentValue {
             service: 0,
             mac,
             zero: [0; 6],
+            client: Address::UNSPECIFIED_V6,
         }
+    }
+
+    /// The same, with another address in place of the client's or back.
+    #[inline(always)]
+    pub const fn with_client(mut self, client: Address) -> Self {
+        self.client = client;
+        self
     }
 }
 
 const _: () = assert!(size_of::<FragmentKey>() == 40);
-const _: () = assert!(size_of::<FragmentValue>() == 24);
+const _: () = assert!(size_of::<FragmentValue>() == 40);
 
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: `repr(C)`, 16 + 16 + 4 + 1 + 3 bytes, no padding; integers only.
     unsafe impl aya::Pod for super::FragmentKey {}
-    // SAFETY: `repr(C)`, 8 + 4 + 6 + 6 bytes, no padding; integers only.
+    // SAFETY: `repr(C)`, 8 + 4 + 6 + 6 + 16 bytes, no padding; integers only.
     unsafe impl aya::Pod for super::FragmentValue {}
 }

@@ -23,6 +23,7 @@ mod isolation;
 mod published;
 mod shortcut;
 mod socket;
+mod translation;
 
 pub use address::{Address, Mac};
 pub use config::Config;
@@ -36,6 +37,7 @@ pub use socket::{
     SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, scope,
     scope_flag,
 };
+pub use translation::{Endpoint, TranslationKey, target_flag};
 
 /// Map names, as in the object and under the pin directory. At most 15 bytes, so that the kernel
 /// (`BPF_OBJ_NAME_LEN`) shows them whole.
@@ -70,9 +72,19 @@ pub mod map {
     /// `HASH` of a task's [`Mac`](crate::Mac) on the ingress network to the interface index (`u32`)
     /// of its port in the ingress namespace.
     pub const TASK_MACS: &str = "task_macs";
-    /// `HASH` of [`PublishedKey`](crate::PublishedKey) to `u32` (always 1): what other tasks may
-    /// reach on the ingress network, by the task's address and target port.
+    /// `HASH` of [`PublishedKey`](crate::PublishedKey) to `u32` of bits of
+    /// [`target_flag`](crate::target_flag): what other tasks may reach on the ingress network, by
+    /// the task's address and target port.
     pub const TARGETS: &str = "targets";
+    /// `LRU_HASH` of [`TranslationKey`](crate::TranslationKey) to [`Endpoint`](crate::Endpoint): what
+    /// the task sees instead of the client.
+    pub const XLAT_IN: &str = "xlat_in";
+    /// `LRU_HASH` of [`FlowKey`](crate::FlowKey), as the task sees it, to
+    /// [`Endpoint`](crate::Endpoint): the client.
+    pub const XLAT_OUT: &str = "xlat_out";
+    /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to `u64`, the time: which targets of other tasks the
+    /// tasks here have asked over UDP and SCTP, each asker in the client's place.
+    pub const ASKED: &str = "asked";
     /// `HASH` of a network namespace's cookie (`u64`) to [`SocketScope`](crate::SocketScope).
     pub const SOCK_SCOPE: &str = "sock_scope";
     /// `HASH` of [`SocketService`](crate::SocketService) to [`SocketTarget`](crate::SocketTarget).
@@ -115,6 +127,12 @@ pub mod capacity {
     pub const TASK_MACS: u32 = TASK_PORTS;
     /// Published targets of all tasks of the swarm.
     pub const TARGETS: u32 = 65_536;
+    /// Targets of other tasks that tasks of one host are asking over UDP and SCTP, about 2 MB. An
+    /// approximate LRU: where an entry is lost, the answer is.
+    pub const ASKED: u32 = 16_384;
+    /// Translated flows, about 4 MB for each of the two tables. Approximate LRUs: one whose entry is
+    /// lost gets another port, which resets a TCP connection.
+    pub const TRANSLATIONS: u32 = 32_768;
     /// Namespaces of one host: its own and those of its tasks.
     pub const SOCK_SCOPE: u32 = 4_096;
     /// Virtual addresses, once for each different set of networks that tasks here are on, and
@@ -129,9 +147,19 @@ pub mod capacity {
     pub const SOCK_FLOW: u32 = 65_536;
 }
 
-/// Nanoseconds for which a flow that has seen no packet still defends its 5-tuple against a SYN
-/// that comes through another ingress node.
-pub const FLOW_DEFENDED_NS: u64 = 1_000_000_000;
+/// Nanoseconds for which a TCP flow keeps its 5-tuple after both ends have finished: Linux's
+/// TIME-WAIT (`TCP_TIMEWAIT_LEN`).
+pub const FLOW_CLOSED_NS: u64 = 60_000_000_000;
+
+/// The same for a TCP flow that is open: Linux's first keep-alive (`tcp_keepalive_time`) comes
+/// before. A second flow gets a port of its own meanwhile, which costs nothing.
+pub const FLOW_IDLE_TCP_NS: u64 = 7_500_000_000_000;
+
+/// The same for UDP, which has no end: IPVS's timeout of a UDP connection.
+pub const FLOW_IDLE_UDP_NS: u64 = 300_000_000_000;
+
+/// Nanoseconds for which a task's question to another one's target lets answers in.
+pub const ASKED_NS: u64 = 180_000_000_000;
 
 /// Granularity in nanoseconds of [`FlowValue::last_seen_ns`]: coarser than a packet, so that an
 /// established flow does not write to a shared cache line for every packet.

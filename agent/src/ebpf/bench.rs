@@ -15,7 +15,7 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unsha
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::{Config, Mesh, Program, Protocol, PublishedKey, PublishedValue, TaskPort};
+use super::{Config, Mesh, Program, Protocol, PublishedKey, PublishedValue, TaskPort, target_flag};
 
 /// Nanoseconds a packet may cost in a program.
 const BAR_NS: u64 = 150;
@@ -144,7 +144,7 @@ pub(super) fn prepared(pin_dir: &Path) -> Result<Mesh> {
     let port = TaskPort::new(mac(TASK.0), (TASK.0, 16), None);
     mesh.set_task_ports(&BTreeMap::from([(INTERFACE, port)]))?;
     let target = PublishedKey::new(TASK.0.into(), TASK.1, Protocol::Tcp);
-    mesh.set_targets(&BTreeSet::from([target]))?;
+    mesh.set_targets(&BTreeMap::from([(target, target_flag::PUBLISHED)]))?;
     Ok(mesh)
 }
 

@@ -7,10 +7,10 @@ use std::path::Path;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{MapInfo, MapType};
 use swarm_ebpf_common::{
-    Address, Config, Counter, FlowKey, FlowValue, FragmentKey, FragmentValue, Mac, PublishedKey,
-    PublishedValue, ServiceStats, ShortcutDraft, ShortcutKey, ShortcutValue, SocketBackend,
-    SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey, TaskPort,
-    capacity, map,
+    Address, Config, Counter, Endpoint, FlowKey, FlowValue, FragmentKey, FragmentValue, Mac,
+    PublishedKey, PublishedValue, ServiceStats, ShortcutDraft, ShortcutKey, ShortcutValue,
+    SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey,
+    TaskPort, TranslationKey, capacity, map,
 };
 
 use super::MeshError;
@@ -26,7 +26,7 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 19] = [
+pub(super) const LAYOUTS: [Layout; 22] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
     Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
@@ -45,6 +45,9 @@ pub(super) const LAYOUTS: [Layout; 19] = [
     Layout::of::<u32, TaskPort>(map::TASK_PORTS, MapType::Hash, capacity::TASK_PORTS),
     Layout::of::<Mac, u32>(map::TASK_MACS, MapType::Hash, capacity::TASK_MACS),
     Layout::of::<PublishedKey, u32>(map::TARGETS, MapType::Hash, capacity::TARGETS),
+    Layout::of::<FlowKey, u64>(map::ASKED, MapType::LruHash, capacity::ASKED),
+    Layout::of::<TranslationKey, Endpoint>(map::XLAT_IN, MapType::LruHash, capacity::TRANSLATIONS),
+    Layout::of::<FlowKey, Endpoint>(map::XLAT_OUT, MapType::LruHash, capacity::TRANSLATIONS),
     Layout::of::<u64, SocketScope>(map::SOCK_SCOPE, MapType::Hash, capacity::SOCK_SCOPE),
     Layout::of::<SocketService, SocketTarget>(
         map::SOCK_SERVICE,

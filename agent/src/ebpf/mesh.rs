@@ -13,6 +13,8 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+#[cfg(test)]
+use swarm_ebpf_common::Endpoint;
 use swarm_ebpf_common::{Address, Mac, map};
 
 use super::reconcile::{Changed, reconcile, reconcile_trie};
@@ -321,13 +323,12 @@ impl Mesh {
     }
 
     /// Makes exactly these, by task address and target port, what tasks may reach of each other on
-    /// the ingress network.
+    /// the ingress network, each with its bits of [`target_flag`](super::target_flag).
     pub(crate) fn set_targets(
         &mut self,
-        desired: &BTreeSet<PublishedKey>,
+        desired: &BTreeMap<PublishedKey, u32>,
     ) -> Result<Changed, MeshError> {
-        let desired = desired.iter().map(|target| (*target, 1)).collect();
-        reconcile(&mut self.targets, &desired).map_err(|source| MeshError::UseMap {
+        reconcile(&mut self.targets, desired).map_err(|source| MeshError::UseMap {
             map: map::TARGETS,
             source,
         })
@@ -348,6 +349,18 @@ impl Mesh {
                 map: map::FLOW,
                 source,
             }),
+        }
+    }
+
+    /// Empties the table of clients that tasks see as somebody else, as an LRU may.
+    #[cfg(test)]
+    pub(crate) fn forget_translations(&self) {
+        let pin = self.bpffs_dir.join("maps").join(map::XLAT_OUT);
+        let data = MapData::from_pin(pin).unwrap();
+        let mut table: HashMap<MapData, FlowKey, Endpoint> =
+            HashMap::try_from(Map::LruHashMap(data)).unwrap();
+        for key in table.keys().map(Result::unwrap).collect::<Vec<_>>() {
+            table.remove(&key).unwrap();
         }
     }
 

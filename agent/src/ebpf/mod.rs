@@ -37,6 +37,6 @@ pub(crate) use sockets::{SocketError, SocketLinks, SocketProgram, SocketTables};
 pub(crate) use swarm_ebpf_common::{
     Config, Counter, FlowKey, FlowValue, Mac, Protocol, PublishedKey, PublishedValue, ServiceStats,
     SocketScope, SocketService, SocketTarget, SourceKey, TaskPort, published_flag, scope,
-    scope_flag,
+    scope_flag, target_flag,
 };
 pub(crate) use tc::{Attached, TcError};

@@ -507,7 +507,7 @@ fn of_isolation(now: &Isolation, planned: &Isolation) -> Vec<String> {
     let mut texts = of_tables(&now.ports, &planned.ports, |port| {
         format!("the description of the task behind {port} in its programs")
     });
-    texts.extend(of_sets(&now.targets, &planned.targets, |target| {
+    texts.extend(of_tables(&now.targets, &planned.targets, |target| {
         format!("published target {target:?} that tasks may reach")
     }));
     texts

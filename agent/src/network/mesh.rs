@@ -40,7 +40,7 @@ struct Written {
     ingress_macs: Option<BTreeMap<Mac, u32>>,
     published: Option<BTreeMap<Published, PublishedAs>>,
     sources: Option<BTreeSet<Source>>,
-    isolation: Option<(BTreeMap<u32, TaskPort>, BTreeSet<PublishedKey>)>,
+    isolation: Option<(BTreeMap<u32, TaskPort>, BTreeMap<PublishedKey, u32>)>,
     sockets: Option<SocketTables>,
 }
 
@@ -244,7 +244,7 @@ impl LoadedMesh {
     pub(super) fn set_isolation(
         &mut self,
         ports: BTreeMap<u32, TaskPort>,
-        targets: &BTreeSet<PublishedKey>,
+        targets: &BTreeMap<PublishedKey, u32>,
     ) -> Result<(), MeshError> {
         // Targets first: a task that is just described finds them open.
         self.mesh.set_targets(targets)?;
@@ -358,7 +358,7 @@ impl LoadedMesh {
 /// Who may talk to whom, in the words of the model; nothing when it speaks of a link that is gone.
 fn named(
     ports: BTreeMap<u32, TaskPort>,
-    targets: BTreeSet<PublishedKey>,
+    targets: BTreeMap<PublishedKey, u32>,
     port_name: impl Fn(u32) -> Option<String>,
 ) -> Option<Isolation> {
     let ports = ports.into_iter();

@@ -42,6 +42,9 @@ pub struct PortConfig {
     pub affinity: Option<Duration>,
     /// Clients that may use it: those within any of these networks; everybody when empty.
     pub sources: Vec<IpNet>,
+    /// Whether a task sees the ingress node's address on the ingress network instead of the
+    /// client's. The same for all ports with one target and protocol; TCP and UDP only.
+    pub snat: bool,
 }
 
 impl PortConfig {
@@ -81,6 +84,9 @@ impl PortConfig {
         }
         if self.mode == PublishMode::Host && self.policy != RoutingPolicy::Cluster {
             return Err(InvalidPort::HostPolicy);
+        }
+        if self.snat && self.protocol == Protocol::Sctp {
+            return Err(InvalidPort::SnatProtocol);
         }
         Ok(())
     }
@@ -141,6 +147,21 @@ pub enum InvalidPort {
     /// A policy where there is nothing to choose.
     #[error("policy is for mode=ingress: a port in mode=host always leads to the node's own task")]
     HostPolicy,
+    /// A protocol whose packets cannot be translated.
+    #[error(
+        "snat is for TCP and UDP: an SCTP packet's checksum leaves no part of it to be changed"
+    )]
+    SnatProtocol,
+    /// Ports that lead to the same port of a task, where packets no longer tell which was asked for.
+    #[error(
+        "target port {target}/{} is published with snat and without: give snat=true to all ports          that lead to it, or to none", .protocol.as_str()
+    )]
+    SnatDiffers {
+        /// The target.
+        target: u16,
+        /// Its protocol.
+        protocol: Protocol,
+    },
 }
 
 /// A transport protocol.
@@ -291,6 +312,17 @@ mod tests {
         ] {
             let checked = changed(&|port| port.interfaces = vec![name.to_owned()]);
             assert_eq!(checked.is_ok(), valid, "{name:?}");
+        }
+        for (protocol, valid) in [
+            (Protocol::Tcp, true),
+            (Protocol::Udp, true),
+            (Protocol::Sctp, false),
+        ] {
+            let checked = changed(&|port| {
+                port.protocol = protocol;
+                port.snat = true;
+            });
+            assert_eq!(checked.is_ok(), valid, "{}", protocol.as_str());
         }
         let many = vec![IpNet::from(IpAddr::from([10, 0, 0, 1])); MAX_PORT_LIST_LEN + 1];
         assert!(changed(&|port| port.sources.clone_from(&many)).is_err());

@@ -230,6 +230,16 @@ fn validate_ports(spec: &ServiceSpec) -> Result<(), InvalidSpec> {
                 protocol: port.protocol,
             });
         }
+        let differs = |other: &&PortConfig| {
+            (other.target, other.protocol) == (port.target, port.protocol)
+                && other.snat != port.snat
+        };
+        if ports.iter().any(|other| differs(&other)) {
+            return Err(InvalidSpec::Port(InvalidPort::SnatDiffers {
+                target: port.target,
+                protocol: port.protocol,
+            }));
+        }
     }
     Ok(())
 }
@@ -246,6 +256,32 @@ mod tests {
         };
         spec.task.container.image = "nginx:latest".to_owned();
         spec
+    }
+
+    #[test]
+    fn ports_of_one_target_agree_on_snat() {
+        let port = |published, target, snat| PortConfig {
+            published,
+            target,
+            snat,
+            ..PortConfig::default()
+        };
+        for (ports, valid) in [
+            (vec![port(8080, 80, true), port(8081, 80, true)], true),
+            (vec![port(8080, 80, true), port(8081, 81, false)], true),
+            (vec![port(8080, 80, true), port(8081, 80, false)], false),
+        ] {
+            let mut spec = spec();
+            spec.endpoint.ports = ports;
+            assert_eq!(validate_service(&spec).is_ok(), valid);
+        }
+        let udp = PortConfig {
+            protocol: Protocol::Udp,
+            ..port(8080, 80, false)
+        };
+        let mut spec = spec();
+        spec.endpoint.ports = vec![port(8080, 80, true), udp];
+        assert_eq!(validate_service(&spec), Ok(()));
     }
 
     #[test]

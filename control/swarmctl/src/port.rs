@@ -199,10 +199,15 @@ fn parse_long(text: &str) -> Result<PortConfig, String> {
                 port.affinity = (!affinity.is_zero()).then_some(affinity);
             }
             "source" => port.sources.push(network("source", value)?),
+            "snat" => {
+                port.snat = lower.parse().map_err(|_| {
+                    format!("invalid snat value ({value}): must be 'true' or 'false'")
+                })?;
+            }
             _ => {
                 return Err(format!(
                     "invalid field key: {key}: use target, published, protocol, mode, ip, iface, \
-                     policy, sched, affinity or source"
+                     policy, sched, affinity, source or snat"
                 ));
             }
         }
@@ -318,7 +323,7 @@ mod tests {
     #[test]
     fn every_option_is_read() {
         let text = "published=8080,target=80,ip=192.0.2.1,ip=10.1.2.3/8,ip=2001:db8::1,iface=Eth1,\
-                    policy=prefer-local,sched=mh,affinity=5m,source=10.0.0.0/8,source=fd00::/8";
+                    policy=prefer-local,sched=mh,affinity=5m,source=10.0.0.0/8,source=fd00::/8,snat=true";
         let net = |text: &str| text.parse::<IpNet>().unwrap();
         let expected = PortConfig {
             addresses: vec![
@@ -331,6 +336,7 @@ mod tests {
             scheduler: Scheduler::Mh,
             affinity: Some(Duration::from_secs(300)),
             sources: vec![net("10.0.0.0/8"), net("fd00::/8")],
+            snat: true,
             ..tcp(8080, 80)
         };
         assert_eq!(one(text), expected);
@@ -388,6 +394,7 @@ mod tests {
             ("target=80,ip=here", "invalid ip value (here)"),
             ("target=80,source=10.0.0.0/33", "invalid source value"),
             ("target=80,affinity=soon", "not a duration"),
+            ("target=80,snat=perhaps", "invalid snat value (perhaps)"),
         ] {
             let error = parse_ports(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");

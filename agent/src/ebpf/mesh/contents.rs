@@ -24,8 +24,8 @@ pub(crate) struct MapContents {
     pub(crate) sources: BTreeSet<(u32, SourceKey)>,
     /// Who is behind the ports of the ingress network's bridge, by interface index.
     pub(crate) task_ports: BTreeMap<u32, TaskPort>,
-    /// What tasks may reach of each other.
-    pub(crate) targets: BTreeSet<PublishedKey>,
+    /// What tasks may reach of each other, with what is special about it.
+    pub(crate) targets: BTreeMap<PublishedKey, u32>,
     /// What the socket programs know.
     pub(crate) sockets: SocketTables,
 }
@@ -64,7 +64,7 @@ impl Mesh {
                 .map_err(used(map::TASK_PORTS))?,
             targets: self
                 .targets
-                .keys()
+                .iter()
                 .collect::<Result<_, MapError>>()
                 .map_err(used(map::TARGETS))?,
             sockets: self.sockets.read()?,

@@ -1,6 +1,6 @@
 //! Isolation on the ingress network: what a task may send, and get from other tasks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::frame::{ACK, Frame, SYN};
@@ -26,11 +26,12 @@ fn mesh(sandbox: &super::sandbox::Sandbox) -> Mesh {
     let port = TaskPort::new(overlay_mac(OWN), (OWN, 16), Some((v6(OWN), 64)));
     mesh.set_task_ports(&BTreeMap::from([(ifindex("lo"), port)]))
         .unwrap();
-    let mut targets = BTreeSet::new();
+    let mut targets = BTreeMap::new();
     for task in [OWN, OTHER] {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            targets.insert(PublishedKey::new(task.into(), TARGET, protocol));
-            targets.insert(PublishedKey::new(v6(task).into(), TARGET, protocol));
+            for address in [task.into(), v6(task).into()] {
+                targets.insert(PublishedKey::new(address, TARGET, protocol), 1);
+            }
         }
     }
     mesh.set_targets(&targets).unwrap();
@@ -99,6 +100,11 @@ fn a_task_reaches_published_targets_of_other_tasks_and_nothing_else_of_them() {
             },
             // An echo request: type 8.
             icmp(8, &[]),
+            // From a target of its own, which is there to be asked.
+            Frame {
+                tcp_flags: SYN,
+                ..Frame::tcp((OWN, TARGET), (OTHER, 22))
+            },
         ];
         for (number, frame) in (1..).zip(closed) {
             assert_eq!(sent(&mesh, &from_own(frame)), DROP);
@@ -187,11 +193,21 @@ fn a_task_gets_from_other_tasks_what_its_targets_are_asked() {
         let got = |frame: Frame| verdict(&mesh, Program::FlowLearn, &frame.bytes());
         let asked = from_other(Frame::tcp((OTHER, 40_000), (OWN, TARGET)));
         assert_eq!(got(asked.clone()), NEXT);
-        assert_eq!(
-            got(from_other(Frame::udp((OTHER, TARGET), (OWN, 40_000)))),
-            NEXT
-        );
+        // An answer over UDP is one to a question.
+        let answer = from_other(Frame::udp((OTHER, TARGET), (OWN, 40_000)));
+        assert_eq!(got(answer.clone()), DROP);
+        let question = from_own(Frame::udp((OWN, 40_000), (OTHER, TARGET)));
+        assert_eq!(sent(&mesh, &question), NEXT);
+        assert_eq!(got(answer), NEXT);
+        // Over TCP a target answers, but opens nothing.
+        let from_target = from_other(Frame::tcp((OTHER, TARGET), (OWN, 40_000)));
+        assert_eq!(got(from_target.clone()), NEXT);
         for frame in [
+            from_other(Frame::udp((OTHER, TARGET), (OWN, 40_001))),
+            Frame {
+                tcp_flags: SYN,
+                ..from_target
+            },
             from_other(Frame::tcp((OTHER, 40_000), (OWN, 22))),
             // An address of the task's on another network, by a detour.
             from_other(Frame::tcp(
@@ -203,7 +219,7 @@ fn a_task_gets_from_other_tasks_what_its_targets_are_asked() {
         ] {
             assert_eq!(got(frame), DROP);
         }
-        assert_eq!(counts(&mesh), (0, 3));
+        assert_eq!(counts(&mesh), (0, 6));
         // Through an ingress node come clients, the host, and the way back from outside.
         for (source, port) in [
             (OUTSIDE, TARGET),
@@ -217,7 +233,7 @@ fn a_task_gets_from_other_tasks_what_its_targets_are_asked() {
             };
             assert_eq!(got(frame), NEXT);
         }
-        assert_eq!(counts(&mesh), (0, 3));
+        assert_eq!(counts(&mesh), (0, 6));
         // A port that nobody has described.
         let mut mesh = mesh;
         mesh.set_task_ports(&BTreeMap::new()).unwrap();

@@ -77,7 +77,7 @@ fn a_map_of_another_shape_is_replaced_and_the_others_are_kept() {
 
         let mut mesh = sandbox.load();
         let info = MapInfo::from_pin(&path).unwrap();
-        assert_eq!((info.key_size(), info.value_size()), (40, 24));
+        assert_eq!((info.key_size(), info.value_size()), (40, 32));
         assert_ne!(info.id(), flow);
         assert_eq!(
             mesh.set_published(&published([80])).unwrap(),

@@ -14,4 +14,5 @@ mod path;
 mod sandbox;
 mod shortcut;
 mod sockets;
+mod translation;
 mod verdicts;

@@ -22,7 +22,7 @@ const SILENCE: Duration = Duration::from_millis(300);
 const PORT: u16 = 8080;
 /// Clients on the uplink's own network, behind a router there, and on another interface.
 const NEAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
-const ROUTED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+pub(super) const ROUTED: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 77);
 
 /// Answers each connection and each datagram with the address it came from.
@@ -302,23 +302,23 @@ fn send_raw(interface: &str, frame: &[u8]) {
     );
 }
 
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
-const NODE_A: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
-const NODE_B: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 3);
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
+pub(super) const NODE_A: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
+pub(super) const NODE_B: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 3);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 4);
 
 /// The thread's own network namespace is the ingress network's on the task's host. Bridge ports
 /// stand for the VXLAN tunnel to other nodes, each of which has the client's address.
-struct TaskHost {
-    mesh: Mesh,
-    task: Netns,
-    node_a: Netns,
-    node_b: Netns,
+pub(super) struct TaskHost {
+    pub(super) mesh: Mesh,
+    pub(super) task: Netns,
+    pub(super) node_a: Netns,
+    pub(super) node_b: Netns,
     stranger: Netns,
 }
 
 impl TaskHost {
-    fn new(sandbox: &Sandbox) -> Self {
+    pub(super) fn new(sandbox: &Sandbox) -> Self {
         let gateway_mac = mac_text(overlay_mac(GATEWAY));
         run(
             "ip",
@@ -384,7 +384,8 @@ fn a_task_answers_through_the_node_that_asked() {
             node.inside(|| {
                 let socket = UdpSocket::bind((ROUTED, 5353)).unwrap();
                 let answer = ask_udp(&socket, task(), DEADLINE).unwrap();
-                assert_eq!(answer, format!("{ROUTED}:5353"));
+                // The second node's flow has another port; see `translation`.
+                assert!(answer.starts_with(&format!("{ROUTED}:")), "{answer}");
             });
         }
     });

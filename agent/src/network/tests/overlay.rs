@@ -238,6 +238,72 @@ async fn no_task_gets_into_a_network_not_its_own() {
     seen_as(&task(&world, 3), &task(&world, 4), on_network(2, 4));
 }
 
+/// Who is not answered may still be heard.
+#[tokio::test]
+async fn nothing_gets_into_another_network_whoever_it_says_it_is_from() {
+    let Some(_root) = as_root() else { return };
+    let world = world().await;
+    let from = task(&world, 1);
+    let send = |source: [u8; 4], to: IpAddr| {
+        let socket = from.run(|| UdpSocket::bind((Ipv4Addr::from(source), 0)));
+        // Refused is as well as lost.
+        let _ = socket.unwrap().unwrap().send_to(b"boo!", (to, 5353));
+    };
+    // Addresses of network 2: nobody's, its gateway's, another task's.
+    let sources = [[10, 0, 2, 99], [10, 0, 2, 1], [10, 0, 2, 14]];
+    for [a, b, c, d] in sources {
+        command(&from, &format!("ip addr add {a}.{b}.{c}.{d}/32 dev lo"));
+    }
+    let mut buffer = [0; 64];
+    for number in [3, 4] {
+        let address = on_network(2, number);
+        let target = task(&world, number);
+        let receiver = target.run(|| UdpSocket::bind((address, 5353)));
+        let receiver = receiver.unwrap().unwrap();
+        for (device, own) in [("eth0", "02:42:0a:ff:01:01"), ("eth1", "02:42:0a:00:01:0b")] {
+            let last = 10 + number;
+            for (mac, via) in [
+                (own, ""),
+                // As the gateway, or another task.
+                ("02:42:0a:00:02:01", ""),
+                ("02:42:0a:00:02:0e", ""),
+                (own, "via 10.0.1.1 onlink"),
+                (own, "via 10.255.0.2 onlink"),
+            ] {
+                command(&from, &format!("ip link set {device} address {mac}"));
+                command(
+                    &from,
+                    &format!("ip route replace {address} {via} dev {device}"),
+                );
+                let theirs = format!("02:42:0a:00:02:{last:02x}");
+                command(
+                    &from,
+                    &format!(
+                        "ip neigh replace {address} lladdr {theirs} dev {device} nud permanent"
+                    ),
+                );
+                for source in sources.into_iter().chain([[0; 4]]) {
+                    send(source, address);
+                }
+            }
+            command(&from, &format!("ip link set {device} address {own}"));
+        }
+        receiver
+            .set_read_timeout(Some(Duration::from_millis(700)))
+            .unwrap();
+        assert!(receiver.recv(&mut buffer).is_err(), "task {number} heard");
+        // Who is on the network is heard.
+        let friend = task(&world, 7 - number);
+        let friend = friend
+            .run(|| UdpSocket::bind("0.0.0.0:0"))
+            .unwrap()
+            .unwrap();
+        receiver.set_read_timeout(Some(DEADLINE)).unwrap();
+        friend.send_to(b"hello", (address, 5353)).unwrap();
+        assert_eq!(receiver.recv(&mut buffer).unwrap(), 5);
+    }
+}
+
 /// A task with a way out could make the packets of another network itself.
 #[tokio::test]
 async fn no_task_sends_vxlan() {

@@ -25,6 +25,7 @@ impl TryFrom<v1::PortConfig> for PortConfig {
             scheduler,
             affinity_s,
             sources,
+            snat,
         } = message;
         Ok(Self {
             protocol: read::<v1::Protocol, _>("port.protocol", protocol)?,
@@ -37,6 +38,7 @@ impl TryFrom<v1::PortConfig> for PortConfig {
             scheduler: read::<v1::Scheduler, _>("port.scheduler", scheduler)?,
             affinity: (affinity_s > 0).then(|| Duration::from_secs(affinity_s)),
             sources: networks("port.sources", &sources)?,
+            snat,
         })
     }
 }
@@ -61,6 +63,7 @@ impl From<&PortConfig> for v1::PortConfig {
             scheduler,
             affinity,
             sources,
+            snat,
         } = config;
         Self {
             protocol: v1::Protocol::from(protocol).into(),
@@ -73,6 +76,7 @@ impl From<&PortConfig> for v1::PortConfig {
             scheduler: v1::Scheduler::from(scheduler).into(),
             affinity_s: affinity.map_or(0, |affinity| affinity.as_secs()),
             sources: sources.iter().map(IpNet::to_string).collect(),
+            snat: *snat,
         }
     }
 }

@@ -226,11 +226,12 @@ fn port() -> impl Strategy<Value = PortConfig> {
         select(vec![Cluster, Local, PreferLocal]),
         select(Scheduler::ALL.to_vec()),
         option::of((1..1_000_000_u64).prop_map(Duration::from_secs)),
-        networks(),
+        (networks(), any::<bool>()),
     )
         .prop_map(
-            |(protocol, (target, published), mode, bound, policy, scheduler, affinity, sources)| {
+            |(protocol, (target, published), mode, bound, policy, scheduler, affinity, from)| {
                 let (addresses, interfaces) = bound;
+                let (sources, snat) = from;
                 PortConfig {
                     protocol,
                     target,
@@ -242,6 +243,7 @@ fn port() -> impl Strategy<Value = PortConfig> {
                     scheduler,
                     affinity,
                     sources,
+                    snat,
                 }
             },
         )

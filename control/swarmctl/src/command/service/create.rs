@@ -26,7 +26,7 @@ pub(crate) struct Create {
     /// Port to publish on the nodes: `[[IP:]PUBLISHED:]TARGET[/tcp|udp|sctp]`, ranges as FIRST-LAST,
     /// or `target=N[,published=N][,protocol=tcp|udp|sctp][,mode=ingress|host][,ip=ADDRESS]`
     /// `[,iface=NAME][,policy=cluster|local|prefer-local][,sched=rr|wrr|lc|sh|mh]`
-    /// `[,affinity=DURATION][,source=CIDR]`; may be given several times
+    /// `[,affinity=DURATION][,source=CIDR][,snat=true]`; may be given several times
     #[arg(short, long = "publish", value_parser = parse_ports, value_name = "PORT")]
     publish: Vec<Ports>,
     /// Environment variable NAME=VALUE; may be given several times
