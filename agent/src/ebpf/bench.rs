@@ -2,8 +2,8 @@
 //!
 //! Each program runs on the path that an established flow's packets take, with the maps filled and
 //! warm; the verdict shows that it was that path. The kernel times many runs over the same packet
-//! in a row; a program that rewrites its packet cannot run twice over it and is timed run by run,
-//! which adds the reading of the clock.
+//! in a row. The shortcut's programs rewrite their packet: they are given a pair of connections each
+//! of which turns the packet into the other's, and as many runs as the packet has hops to live.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -23,8 +23,8 @@ const BAR_NS: u64 = 150;
 /// Runs that the kernel times as one; their mean is one sample.
 const REPEAT: u32 = 100_000;
 
-/// Samples of a program that rewrites its packet, a run each.
-const SINGLE_RUNS: usize = 2_001;
+/// Runs over a packet that is rewritten: below its time to live. The others' number as samples.
+const REWRITES: u32 = 250;
 
 /// The only interface of a new namespace: loopback has index 1 in all of them.
 const INTERFACE: u32 = 1;
@@ -33,6 +33,9 @@ const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 9), 40_000);
 const NODE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 10), 8080);
 const TASK: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 255, 1, 1), 80);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
+
+/// Offset of the time to live in a frame.
+const TTL: usize = 14 + 8;
 
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
@@ -131,6 +134,7 @@ pub(super) fn prepared(pin_dir: &Path) -> Result<Mesh> {
     mesh.set_config(Config {
         e1h_ifindex: INTERFACE,
         uplink_ifindex: INTERFACE,
+        vxlan_ifindex: INTERFACE,
         ..Config::default()
     })?;
     let key = PublishedKey::new(NODE.0.into(), NODE.1, Protocol::Tcp);
@@ -150,64 +154,66 @@ pub(super) fn prepared(pin_dir: &Path) -> Result<Mesh> {
 
 /// Every program on its path.
 pub(super) fn measure(mesh: &Mesh, samples: usize) -> Result<Vec<Row>> {
+    super::way_out::lead_to(CLIENT.0, mac(CLIENT.0))?;
     let request = frame(GATEWAY, CLIENT, TASK, ACK);
     let answer = frame(TASK.0, TASK, CLIENT, ACK);
     let asked = frame(GATEWAY, CLIENT, NODE, ACK);
-    // A flow is learned by its first packet, a shortcut by one that IPVS has balanced between.
+    let reply = frame(TASK.0, NODE, CLIENT, ACK);
+    // A flow is learned by its first packet.
     once(mesh, Program::FlowLearn, &frame(GATEWAY, CLIENT, TASK, SYN))?;
-    once(mesh, Program::ShortcutIn, &asked)?;
-    once(mesh, Program::ShortcutLearn, &request)?;
     let known = "established connection";
-    let many = |program, packet, frame: &[u8]| repeated(mesh, program, packet, frame, samples);
-    let single = |program, packet, frame: &[u8]| one_by_one(mesh, program, packet, frame);
-    Ok(vec![
+    let many = |program, packet, frame: &[u8]| {
+        repeated(mesh, program, (packet, frame), REPEAT, samples.max(1))
+    };
+    let mut rows = vec![
         many(Program::MeshUplink, "to a published port", &asked)?,
         many(
             Program::MeshUplink,
             "to another port",
             &frame(GATEWAY, CLIENT, (NODE.0, 22), ACK),
         )?,
+        many(Program::MeshOut, "reply to a client", &reply)?,
         many(Program::MeshOut, "from a task to the outside", &answer)?,
         many(Program::FlowLearn, known, &request)?,
         many(Program::FlowReturn, known, &answer)?,
-        single(
-            Program::ShortcutIn,
-            "established connection, one by one",
-            &asked,
-        )?,
-        single(
-            Program::ShortcutOut,
-            "established connection, one by one",
-            &answer,
-        )?,
-        many(Program::ShortcutLearn, "nothing to learn", &request)?,
-    ])
+    ];
+    // A shortcut is learned by a packet that IPVS has balanced in between. There and back again.
+    for (from, to) in [(&asked, &request), (&request, &asked)] {
+        once(mesh, Program::ShortcutIn, from)?;
+        once(mesh, Program::ShortcutLearn, to)?;
+    }
+    let rewrites = samples.max(1) * 50;
+    for (program, frame) in [
+        (Program::ShortcutIn, &asked),
+        (Program::ShortcutOut, &answer),
+    ] {
+        let mut frame = frame.clone();
+        frame[TTL] = u8::MAX;
+        rows.push(repeated(
+            mesh,
+            program,
+            (known, &frame),
+            REWRITES,
+            rewrites,
+        )?);
+    }
+    rows.push(many(Program::ShortcutLearn, "nothing to learn", &request)?);
+    Ok(rows)
 }
 
 fn repeated(
     mesh: &Mesh,
     program: Program,
-    packet: &'static str,
-    frame: &[u8],
+    (packet, frame): (&'static str, &[u8]),
+    repeat: u32,
     samples: usize,
 ) -> Result<Row> {
     // Warms caches and maps.
-    test_run(mesh, program, frame, REPEAT / 10)?;
+    test_run(mesh, program, frame, (repeat / 10).max(1))?;
     let mut verdict = 0;
     let mut times = Vec::with_capacity(samples);
-    for _ in 0..samples.max(1) {
-        let (said, time_ns) = test_run(mesh, program, frame, REPEAT)?;
-        verdict = said;
-        times.push(time_ns);
-    }
-    Ok(row(program, packet, verdict, times))
-}
-
-fn one_by_one(mesh: &Mesh, program: Program, packet: &'static str, frame: &[u8]) -> Result<Row> {
-    let mut verdict = 0;
-    let mut times = Vec::with_capacity(SINGLE_RUNS);
-    for _ in 0..SINGLE_RUNS {
-        let (said, time_ns) = test_run(mesh, program, frame, 1)?;
+    for _ in 0..samples {
+        let (said, time_ns) = test_run(mesh, program, frame, repeat)?;
         verdict = said;
         times.push(time_ns);
     }

@@ -28,6 +28,7 @@ mod sockets;
 mod tc;
 #[cfg(test)]
 mod tests;
+mod way_out;
 
 pub(crate) use cookie::netns_cookie;
 pub(crate) use mesh::{MapContents, Mesh, MeshError};

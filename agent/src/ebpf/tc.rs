@@ -180,7 +180,7 @@ fn bpf_program_id(message: &TcMessage) -> Option<u32> {
 }
 
 /// One request and its answer: a message, or nothing when it was only acknowledged.
-fn exchange(
+pub(super) fn exchange(
     message: RouteNetlinkMessage,
     flags: u16,
 ) -> Result<Option<RouteNetlinkMessage>, TcError> {

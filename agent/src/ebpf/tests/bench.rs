@@ -26,9 +26,10 @@ fn every_program_is_measured_on_the_path_of_established_flows() {
         let expected = [
             ("mesh_uplink", REDIRECT),
             ("mesh_uplink", NEXT),
+            ("mesh_out", REDIRECT),
             ("mesh_out", NEXT),
             ("flow_learn", NEXT),
-            ("flow_return", NEXT),
+            ("flow_return", REDIRECT),
             ("shortcut_in", REDIRECT),
             ("shortcut_out", REDIRECT),
             ("shortcut_learn", NEXT),
