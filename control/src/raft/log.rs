@@ -13,13 +13,25 @@ use redb::{ReadOnlyTable, ReadTransaction, Table, TableError, WriteTransaction};
 use super::core::Write;
 use super::error::Damage;
 use super::record::{
-    EntryRecord, HardStateRecord, IdentityRecord, PositionRecord, SnapshotRecord, seal, unseal,
+    EntryRecord, HardStateRecord, IdentityRecord, PositionRecord, RecordError, SnapshotRecord,
+    read_clear,
 };
+use super::sealer::Sealer;
 
 /// The file's name within its directory.
 const FILE_NAME: &str = "raft.redb";
+/// The name of the file beside it that holds its key.
+const KEY_FILE_NAME: &str = "raft.key";
 /// What this version writes, and the newest it reads.
-const FORMAT: u64 = 1;
+///
+/// | format | records |
+/// |---|---|
+/// | 1 | in the clear, with a checksum |
+/// | 2 | sealed |
+const FORMAT: u64 = 2;
+/// The last format with records in the clear. What a log of it held is sealed when it is opened;
+/// redb may leave the old pages in the file until it uses them again.
+const CLEAR_FORMAT: u64 = 1;
 /// redb's page cache. Nothing is read after the start, so it only has to hold what one write
 /// touches; redb's own default is 1 GiB.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
@@ -65,6 +77,15 @@ pub(crate) enum LogError {
         /// Its format.
         found: u64,
     },
+    /// The log is there and its key is not.
+    #[error(
+        "{path}, the key of the swarm's log, is missing: put back a copy of it, or leave the swarm by \
+         force and join it again (make a new one if this was its only manager)"
+    )]
+    NoKey {
+        /// The key's file.
+        path: PathBuf,
+    },
     /// It is not what was written.
     #[error(
         "{path} is damaged: put back a copy of it, or leave the swarm by force and join it again \
@@ -95,6 +116,7 @@ pub(crate) enum LogError {
 pub(super) struct Log {
     path: PathBuf,
     database: Database,
+    sealer: Sealer,
 }
 
 /// Everything a log held when it was opened.
@@ -111,7 +133,7 @@ pub(super) struct Recovered {
 
 impl Log {
     /// Opens the file in `dir`, which is made where it is missing, for its owner only: the log
-    /// holds the swarm's keys. Makes an empty file where there is none.
+    /// holds the swarm's keys. Makes an empty file where there is none, and a key for it.
     pub(super) fn open_or_create(dir: &Path) -> Result<Self, LogError> {
         let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         created.map_err(|source| cannot("make", dir, source))?;
@@ -131,7 +153,17 @@ impl Log {
         // The file's name must outlive a crash as well.
         let synced = File::open(dir).and_then(|dir| dir.sync_all());
         synced.map_err(|source| cannot("write", dir, source))?;
-        Ok(Self { path, database })
+        let format = format(&database).map_err(|source| read_error(&path, source))?;
+        let key_path = dir.join(KEY_FILE_NAME);
+        let sealer = match Sealer::load(&key_path) {
+            Ok(Some(sealer)) => sealer,
+            Ok(None) if format.is_none_or(|format| format <= CLEAR_FORMAT) => {
+                Sealer::create(&key_path).map_err(|source| cannot("write", &key_path, source))?
+            }
+            Ok(None) => return Err(LogError::NoKey { path: key_path }),
+            Err(source) => return Err(classify("read", &key_path, source.into())),
+        };
+        Self::with_sealer(path, database, sealer)
     }
 
     /// Opens the file in `dir`; refuses where there is none.
@@ -150,7 +182,52 @@ impl Log {
         let database = Database::builder()
             .create_with_backend(backend)
             .map_err(|source| open_error(&path, source))?;
-        Ok(Self { path, database })
+        Self::with_sealer(path, database, Sealer::without_secret())
+    }
+
+    /// Brings what an older version wrote to this version's format.
+    fn with_sealer(path: PathBuf, database: Database, sealer: Sealer) -> Result<Self, LogError> {
+        let log = Self {
+            path,
+            database,
+            sealer,
+        };
+        if log.format()? == Some(CLEAR_FORMAT) {
+            log.seal_all()?;
+        }
+        Ok(log)
+    }
+
+    /// Seals what is in the clear, in one transaction.
+    fn seal_all(&self) -> Result<(), LogError> {
+        let read = || -> Result<_, ReadError> {
+            let transaction = self.database.begin_read()?;
+            let meta = transaction.open_table(META_TABLE)?;
+            Ok((
+                get_clear::<IdentityRecord>(&meta, IDENTITY)?,
+                get_clear::<HardStateRecord>(&meta, HARD_STATE)?,
+                get_clear::<SnapshotRecord>(&meta, SNAPSHOT)?,
+                get_clear::<PositionRecord>(&meta, COMPACTED)?,
+                read_entries(&transaction, read_clear::<EntryRecord>)?,
+            ))
+        };
+        let (identity, hard_state, snapshot, compacted, entries) =
+            read().map_err(|source| self.read_error(source))?;
+        self.transact(|transaction| {
+            transaction.open_table(FORMAT_TABLE)?.insert((), FORMAT)?;
+            let mut meta = transaction.open_table(META_TABLE)?;
+            self.put(&mut meta, IDENTITY, &identity)?;
+            self.put(&mut meta, HARD_STATE, &hard_state)?;
+            self.put(&mut meta, SNAPSHOT, &snapshot)?;
+            self.put(&mut meta, COMPACTED, &compacted)?;
+            let mut table = transaction.open_table(ENTRY_TABLE)?;
+            for entry in &entries {
+                self.put_entry(&mut table, entry)?;
+            }
+            Ok(())
+        })?;
+        tracing::info!("the swarm's log, which was in the clear, is sealed now");
+        Ok(())
     }
 
     /// Starts a new log from a snapshot. Refuses where there is one already.
@@ -172,10 +249,10 @@ impl Log {
             transaction.open_table(FORMAT_TABLE)?.insert((), FORMAT)?;
             transaction.open_table(ENTRY_TABLE)?;
             let mut meta = transaction.open_table(META_TABLE)?;
-            put(&mut meta, IDENTITY, &IdentityRecord { raft_id })?;
-            put(&mut meta, HARD_STATE, &hard_state)?;
-            put(&mut meta, SNAPSHOT, snapshot)?;
-            put(&mut meta, COMPACTED, &snapshot.position())
+            self.put(&mut meta, IDENTITY, &IdentityRecord { raft_id })?;
+            self.put(&mut meta, HARD_STATE, &hard_state)?;
+            self.put(&mut meta, SNAPSHOT, snapshot)?;
+            self.put(&mut meta, COMPACTED, &snapshot.position())
         })
     }
 
@@ -207,7 +284,7 @@ impl Log {
     pub(super) fn snapshot(&self) -> Result<SnapshotRecord, LogError> {
         let read = || -> Result<SnapshotRecord, ReadError> {
             let transaction = self.database.begin_read()?;
-            get(&transaction.open_table(META_TABLE)?, SNAPSHOT)
+            self.get(&transaction.open_table(META_TABLE)?, SNAPSHOT)
         };
         read().map_err(|source| self.read_error(source))
     }
@@ -222,20 +299,18 @@ impl Log {
         self.transact(|transaction| {
             let mut meta = transaction.open_table(META_TABLE)?;
             let mut table = transaction.open_table(ENTRY_TABLE)?;
-            put(&mut meta, HARD_STATE, &HardStateRecord::from(hard_state))?;
+            self.put(&mut meta, HARD_STATE, &HardStateRecord::from(hard_state))?;
             if let Some(snapshot) = snapshot {
                 let record = SnapshotRecord::from(snapshot);
                 table.retain(|_, _| false)?;
-                put(&mut meta, COMPACTED, &record.position())?;
-                put(&mut meta, SNAPSHOT, &record)?;
+                self.put(&mut meta, COMPACTED, &record.position())?;
+                self.put(&mut meta, SNAPSHOT, &record)?;
             }
             if let Some(first) = entries.first() {
                 table.retain_in(first.index.., |_, _| false)?;
             }
             for entry in entries {
-                let key = entry.index.to_be_bytes();
-                let bytes = seal(&key, &EntryRecord::from(entry));
-                table.insert(entry.index, bytes.as_slice())?;
+                self.put_entry(&mut table, entry)?;
             }
             Ok(())
         })
@@ -251,36 +326,29 @@ impl Log {
         self.transact(|transaction| {
             let mut meta = transaction.open_table(META_TABLE)?;
             let mut table = transaction.open_table(ENTRY_TABLE)?;
-            put(&mut meta, HARD_STATE, &HardStateRecord::from(hard_state))?;
-            put(&mut meta, SNAPSHOT, snapshot)?;
-            put(&mut meta, COMPACTED, &compacted)?;
+            self.put(&mut meta, HARD_STATE, &HardStateRecord::from(hard_state))?;
+            self.put(&mut meta, SNAPSHOT, snapshot)?;
+            self.put(&mut meta, COMPACTED, &compacted)?;
             table.retain_in(..=compacted.index, |_, _| false)?;
             Ok(())
         })
     }
 
     fn format(&self) -> Result<Option<u64>, LogError> {
-        let read = || -> Result<Option<u64>, ReadError> {
-            match self.database.begin_read()?.open_table(FORMAT_TABLE) {
-                Ok(table) => Ok(table.get(())?.map(|found| found.value())),
-                Err(TableError::TableDoesNotExist(_)) => Ok(None),
-                Err(source) => Err(source.into()),
-            }
-        };
-        read().map_err(|source| self.read_error(source))
+        format(&self.database).map_err(|source| self.read_error(source))
     }
 
     fn read(&self) -> Result<Recovered, ReadError> {
         let transaction = self.database.begin_read()?;
         let meta = transaction.open_table(META_TABLE)?;
-        let identity: IdentityRecord = get(&meta, IDENTITY)?;
-        let hard_state: HardStateRecord = get(&meta, HARD_STATE)?;
+        let identity: IdentityRecord = self.get(&meta, IDENTITY)?;
+        let hard_state: HardStateRecord = self.get(&meta, HARD_STATE)?;
         Ok(Recovered {
             raft_id: identity.raft_id,
             hard_state: hard_state.into(),
-            snapshot: get(&meta, SNAPSHOT)?,
-            compacted: get(&meta, COMPACTED)?,
-            entries: read_entries(&transaction)?,
+            snapshot: self.get(&meta, SNAPSHOT)?,
+            compacted: self.get(&meta, COMPACTED)?,
+            entries: read_entries(&transaction, |name, bytes| self.sealer.open(name, bytes))?,
         })
     }
 
@@ -298,10 +366,7 @@ impl Log {
     }
 
     fn read_error(&self, error: ReadError) -> LogError {
-        match error {
-            ReadError::Damage(source) => self.damaged(source),
-            ReadError::Database(source) => classify("read", &self.path, source),
-        }
+        read_error(&self.path, error)
     }
 
     fn damaged(&self, source: Damage) -> LogError {
@@ -360,32 +425,86 @@ impl<E: Into<redb::Error>> From<E> for ReadError {
     }
 }
 
-fn put(
-    meta: &mut Table<'_, &'static str, &'static [u8]>,
-    key: &str,
-    record: &impl Message,
-) -> Result<(), redb::Error> {
-    meta.insert(key, seal(key.as_bytes(), record).as_slice())?;
-    Ok(())
+impl Log {
+    fn put(
+        &self,
+        meta: &mut Table<'_, &'static str, &'static [u8]>,
+        key: &str,
+        record: &impl Message,
+    ) -> Result<(), redb::Error> {
+        let bytes = self.sealer.seal(key.as_bytes(), record);
+        meta.insert(key, bytes.as_slice())?;
+        Ok(())
+    }
+
+    fn put_entry(
+        &self,
+        table: &mut Table<'_, u64, &'static [u8]>,
+        entry: &Entry,
+    ) -> Result<(), redb::Error> {
+        let key = entry.index.to_be_bytes();
+        let bytes = self.sealer.seal(&key, &EntryRecord::from(entry));
+        table.insert(entry.index, bytes.as_slice())?;
+        Ok(())
+    }
+
+    fn get<R: Message + Default>(
+        &self,
+        meta: &ReadOnlyTable<&'static str, &'static [u8]>,
+        key: &'static str,
+    ) -> Result<R, ReadError> {
+        get(meta, key, |name, bytes| self.sealer.open(name, bytes))
+    }
 }
 
-fn get<R: Message + Default>(
+/// What the file says of itself; none where it says nothing yet.
+fn format(database: &Database) -> Result<Option<u64>, ReadError> {
+    match database.begin_read()?.open_table(FORMAT_TABLE) {
+        Ok(table) => Ok(table.get(())?.map(|found| found.value())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(source) => Err(source.into()),
+    }
+}
+
+fn read_error(path: &Path, error: ReadError) -> LogError {
+    match error {
+        ReadError::Damage(source) => LogError::Damaged {
+            path: path.to_owned(),
+            source,
+        },
+        ReadError::Database(source) => classify("read", path, source),
+    }
+}
+
+/// The record that the first version kept under `key`.
+fn get_clear<R: Message + Default>(
     meta: &ReadOnlyTable<&'static str, &'static [u8]>,
     key: &'static str,
+) -> Result<R, ReadError> {
+    get(meta, key, read_clear)
+}
+
+fn get<R>(
+    meta: &ReadOnlyTable<&'static str, &'static [u8]>,
+    key: &'static str,
+    open: impl FnOnce(&[u8], &[u8]) -> Result<R, RecordError>,
 ) -> Result<R, ReadError> {
     let Some(bytes) = meta.get(key)? else {
         return Err(ReadError::Damage(Damage::Missing(key)));
     };
-    unseal(key.as_bytes(), bytes.value()).map_err(|source| ReadError::Damage(source.into()))
+    open(key.as_bytes(), bytes.value()).map_err(|source| ReadError::Damage(source.into()))
 }
 
-fn read_entries(transaction: &ReadTransaction) -> Result<Vec<Entry>, ReadError> {
+fn read_entries(
+    transaction: &ReadTransaction,
+    open: impl Fn(&[u8], &[u8]) -> Result<EntryRecord, RecordError>,
+) -> Result<Vec<Entry>, ReadError> {
     let table = transaction.open_table(ENTRY_TABLE)?;
     let mut entries = Vec::new();
     for item in table.range::<u64>(..)? {
         let (index, bytes) = item?;
         let index = index.value();
-        let entry = unseal::<EntryRecord>(&index.to_be_bytes(), bytes.value())
+        let entry = open(&index.to_be_bytes(), bytes.value())
             .and_then(|record| record.at(index))
             .map_err(|source| ReadError::Damage(source.into()))?;
         entries.push(entry);

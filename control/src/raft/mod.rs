@@ -8,6 +8,7 @@
 //! * [`core`]: a pure driver over raft-rs. Ticks, proposals and messages go in; what to
 //!   write, to send and to apply comes out. No clock, no disk, no tasks.
 //! * `log`: the disk. What one step of Raft writes is one atomic redb transaction.
+//! * `sealer`: what is on disk is sealed with a key of this manager's own.
 //! * `cache`: the log as raft-rs reads it, in memory.
 //! * `member`: core, log and state together, one synchronous step at a time.
 //! * `node`: the thread that gives them a clock and a queue.
@@ -30,6 +31,7 @@ mod log;
 mod member;
 mod node;
 mod record;
+mod sealer;
 mod slog_drain;
 mod stepped;
 
