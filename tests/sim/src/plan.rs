@@ -68,10 +68,10 @@ impl Plan {
         };
         Self {
             managers: managers as usize,
-            agents: pick(&[0, 1, 2, 4]) as usize,
+            agents: pick(&[0, 0, 0, 0, 2, 4]) as usize,
             storm_us: pick(&[5, 5, 8, 15]) * SECOND,
             fault_every_us: pick(&[300, 700, 1500, 4000]) * MILLISECOND,
-            call_every_us: pick(&[60, 150, 400]) * MILLISECOND,
+            call_every_us: pick(&[100, 200, 400]) * MILLISECOND,
             snapshot_interval: pick(&[5, 20, 100, 10_000]),
             disk: disk::Habits {
                 sync_us: (100, slow_sync_ms * MILLISECOND),
