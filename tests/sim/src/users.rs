@@ -89,7 +89,7 @@ impl Users {
                 name: self.known(|users| &users.services),
             },
             16..18 => Request::CreateNetwork(Box::new(NetworkSpec {
-                name: format!("n{call}"),
+                name: format!("n-{call}"),
                 ..NetworkSpec::default()
             })),
             _ => Request::RemoveNetwork {
@@ -149,7 +149,8 @@ impl Users {
 
     fn service(&mut self, call: u64, view: &View) -> ServiceSpec {
         let mut spec = ServiceSpec {
-            name: format!("s{call}"),
+            // No name is the beginning of an id, by which the API finds services as well.
+            name: format!("s-{call}"),
             mode: ServiceMode::Replicated {
                 replicas: self.rng.random_range(0..5),
             },
