@@ -6,7 +6,7 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new("proto");
-    let files = ["ca", "control", "dispatcher", "local", "store"]
+    let files = ["ca", "control", "dispatcher", "local", "raft", "store"]
         .map(|name| root.join(format!("swarm/v1/{name}.proto")));
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, [root])?;

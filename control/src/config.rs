@@ -41,10 +41,14 @@ pub(crate) struct Config {
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = dialable)]
     pub(crate) advertise_address: SocketAddr,
     /// Make a new swarm if the state directory holds none.
-    #[arg(long, requires = "node_id")]
+    #[arg(long, requires = "node_id", conflicts_with = "join")]
     pub(crate) bootstrap: bool,
-    /// Id of this node in the new swarm.
-    #[arg(long, value_name = "ID", requires = "bootstrap")]
+    /// Become one of the managers of the swarm that the manager at this address is of, if the state
+    /// directory holds none. The state directory holds this node's certificate (`tls/manager.pem`).
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "node_id", value_parser = dialable)]
+    pub(crate) join: Option<SocketAddr>,
+    /// Id of this node.
+    #[arg(long, value_name = "ID")]
     pub(crate) node_id: Option<NodeId>,
     /// Address that VXLAN packets to this node of the new swarm are sent to; the advertised one
     /// where not given.
@@ -88,11 +92,13 @@ mod tests {
         };
         assert!(parse("").is_ok());
         assert!(parse("--bootstrap --node-id 0123456789abcdefghijklmno").is_ok());
+        assert!(parse("--join 10.0.0.2:2377 --node-id 0123456789abcdefghijklmno").is_ok());
         for (more, kind) in [
             ("--bootstrap", ErrorKind::MissingRequiredArgument),
+            ("--join 10.0.0.2:2377", ErrorKind::MissingRequiredArgument),
             (
-                "--node-id 0123456789abcdefghijklmno",
-                ErrorKind::MissingRequiredArgument,
+                "--join 10.0.0.2:2377 --bootstrap --node-id 0123456789abcdefghijklmno",
+                ErrorKind::ArgumentConflict,
             ),
             ("--bootstrap --node-id x", ErrorKind::ValueValidation),
             ("--unknown", ErrorKind::UnknownArgument),

@@ -1,12 +1,10 @@
 //! Why the manager does not start or go on: a message with the remedy for people, a code for the
 //! agent.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use swarm_model::{InvalidCluster, NodeId};
 use tokio::task::JoinError;
@@ -14,7 +12,6 @@ use tokio::task::JoinError;
 use crate::ca::{IssueError, OwnCertificateError};
 use crate::raft::{LogError, NodeError, StartError};
 use crate::serve::SocketError;
-use crate::store::UpdateError;
 
 /// Why the process ends other than by being told to.
 #[derive(Debug, thiserror::Error)]
@@ -73,12 +70,9 @@ pub(crate) enum Failure {
     /// No root certificate for a new swarm.
     #[error("cannot make the root certificate of a new swarm")]
     Root(#[source] IssueError),
-    /// No leader in that time.
-    #[error("this manager did not come to lead its swarm within {}s", .0.as_secs())]
-    NoLeader(Duration),
-    /// The manager's own address could not be written down.
-    #[error("cannot record this manager's address")]
-    Address(#[source] UpdateError<Infallible>),
+    /// It was demoted.
+    #[error("node {0} is no manager of its swarm any more")]
+    Demoted(NodeId),
     /// No certificate.
     #[error(transparent)]
     Certificate(#[from] OwnCertificateError),

@@ -7,6 +7,7 @@
 //! * `orchestrate`, `allocate`, `schedule` decide, purely; `leader` lets them, on the leader.
 //! * `dispatch` tells agents what to do and hears what they did.
 //! * `ca` makes certificates; `serve` answers calls and knows who may make which.
+//! * `membership` makes this manager one of those that hold the log.
 //! * `config`, `bootstrap`, `run`, `process` and `failure` put it together.
 //!
 //! A library, so that a simulation can drive the cores; `swarm-control` the program is [`main`].
@@ -27,21 +28,14 @@ mod config;
 mod dispatch;
 mod failure;
 mod leader;
+mod membership;
 mod orchestrate;
 mod process;
-#[allow(
-    dead_code,
-    reason = "what carries messages between managers will use the rest"
-)]
 mod raft;
 mod run;
 mod schedule;
 mod serve;
 pub mod simulation;
-#[allow(
-    dead_code,
-    reason = "what carries messages between managers will use the rest"
-)]
 mod store;
 
 pub use process::main;

@@ -1,18 +1,22 @@
 //! Putting the manager together, running it, and taking it apart.
 //!
-//! Tasks: the leader's loop, the two servers, the renewal of the manager's own certificate; all in
-//! one `JoinSet`, ended by one token. Raft has a thread of its own. When any of them ends before it
-//! was told to, the process ends with its error: the agent starts it again.
+//! Tasks: the leader's loop, the two servers, what carries Raft's messages, what keeps this manager a
+//! member, the renewal of its own certificate; all in one `JoinSet`, ended by one token. Raft has a
+//! thread of its own. When any of them ends before it was told to, the process ends with its error:
+//! the agent starts it again.
 
+use std::convert::Infallible;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
-use swarm_model::{Cluster, ClusterSpec, Node as SwarmNode, NodeId, Renewal, validate_cluster};
+use rand::RngExt as _;
+use rustls::{ClientConfig, ServerConfig};
+use swarm_model::{ClusterId, ClusterSpec, ManagerStatus, NodeId, Renewal, validate_cluster};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -25,9 +29,10 @@ use crate::ca::{OwnCertificate, new_root};
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
 use crate::failure::Failure;
-use crate::raft::{Config as LogConfig, LogError, Node, StartError};
-use crate::serve::{Network, bind_socket, serve_local, serve_network};
-use crate::store::{State, Store};
+use crate::membership::Membership;
+use crate::raft::{AddressBook, Config as LogConfig, LogError, Node, RaftService, StartError};
+use crate::serve::{Dialer, Network, bind_socket, serve_local, serve_network};
+use crate::store::Store;
 use crate::{clock, leader};
 
 /// Time that a manager which is still ending gets to let go of the log.
@@ -36,8 +41,9 @@ const LOCK_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the log is tried while it is locked.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Time until the log must lead: several elections. Alone, it needs one.
-const LEAD_DEADLINE: Duration = Duration::from_secs(15);
+/// Time that another manager gets to lead before this one ends: a round trip. Without it the others
+/// would wait for an election timeout.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Time that tasks get to end by themselves.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -49,7 +55,11 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     let mut watchers = JoinSet::new();
     watch_signals(&stop, &mut watchers)?;
     watch_stdin(stop.clone());
+    run_until(config, stop).await
+}
 
+/// Runs the manager until `stop`, or until it cannot go on.
+async fn run_until(config: Config, stop: CancellationToken) -> Result<(), Failure> {
     let opened = tokio::select! {
         () = stop.cancelled() => return Ok(()),
         opened = open_log(&config) => opened?,
@@ -58,10 +68,21 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     let listener = listen(config.listen_address).await?;
     let (store, mut raft) = match opened {
         Some(opened) => opened,
+        None if config.join.is_some() => join(&config)?,
         None => found(&config)?,
     };
+    let parts = Parts::new(&config, &store, &mut raft)?;
+    let end = CancellationToken::new();
+    let ending = async {
+        stop.cancelled().await;
+        // While everything still runs that the others need for it.
+        hand_over(&store).await;
+        end.cancel();
+        std::future::pending::<Infallible>().await
+    };
     let result = tokio::select! {
-        result = serve(&config, listener, &store, raft.raft_id(), &stop) => result,
+        result = serve(&config, listener, &store, parts, &end) => result,
+        never = ending => match never {},
         ended = raft.ended() => {
             return Err(ended.map_or_else(Failure::Raft, |()| Failure::Ended("the log")));
         }
@@ -70,24 +91,61 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
     result.and(stopped)
 }
 
+/// What is found out, and connected with the log, before anything runs.
+struct Parts {
+    self_id: NodeId,
+    cluster_id: ClusterId,
+    raft_id: u64,
+    raft: RaftService,
+    transport: Pin<Box<dyn Future<Output = ()> + Send>>,
+    dialer: Dialer,
+    server: watch::Sender<Arc<ServerConfig>>,
+    client: watch::Sender<Arc<ClientConfig>>,
+    renewal: Renewal,
+}
+
+impl Parts {
+    fn new(config: &Config, store: &Store, raft: &mut Node) -> Result<Self, Failure> {
+        let raft_id = raft.raft_id();
+        let (self_id, cluster_id, own) = identify(config, store, raft_id)?;
+        let server = watch::Sender::new(Arc::new(own.server));
+        let client = watch::Sender::new(Arc::new(own.client));
+        let dialer = Dialer::new(client.subscribe());
+        let book = AddressBook::new(store.clone());
+        let transport = raft.transport(book.clone(), dialer.clone(), config.advertise_address);
+        Ok(Self {
+            self_id,
+            cluster_id,
+            raft_id,
+            raft: raft.service(store, &book),
+            transport: Box::pin(transport.ok_or(Failure::Ended("the log"))?),
+            dialer,
+            server,
+            client,
+            renewal: own.renewal,
+        })
+    }
+}
+
 /// Runs everything above the log.
 async fn serve(
     config: &Config,
     listener: TcpListener,
     store: &Store,
-    raft_id: u64,
+    parts: Parts,
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
-    if !lead(store, stop).await? {
-        return Ok(());
-    }
-    let (cluster, self_id) = store.read(|state| identify(config, state, raft_id))?;
-    record_address(store, &self_id, config.advertise_address).await?;
-
-    let path = config.state_dir.join("tls/manager.pem");
-    let now = clock::now();
-    let own = OwnCertificate::load_or_issue(&path, &cluster, &self_id, now, &mut rand::rng())?;
-    let (tls, tls_receiver) = watch::channel(Arc::new(own.server));
+    let Parts {
+        self_id,
+        cluster_id,
+        raft_id,
+        raft,
+        transport,
+        dialer,
+        server,
+        client,
+        renewal,
+    } = parts;
     let dispatcher = Dispatcher::new(store.clone(), self_id.clone());
     let local = bind_socket(&config.socket)?;
 
@@ -104,28 +162,41 @@ async fn serve(
             Ok(())
         }
     });
+    let membership = Membership {
+        store: store.clone(),
+        dialer: dialer.clone(),
+        self_id: self_id.clone(),
+        raft_id,
+        address: config.advertise_address,
+        remote: config.join,
+    };
+    tasks.spawn(until(stop.clone(), transport));
+    tasks.spawn(until(stop.clone(), membership.keep()));
     let network = Network {
         listener,
-        tls: tls_receiver,
-        cluster_id: cluster.id.clone(),
+        tls: server.subscribe(),
+        cluster_id: cluster_id.clone(),
         self_id: self_id.clone(),
         dispatcher,
+        raft,
+        dialer: dialer.clone(),
     };
-    let server = serve_network(network, store.clone(), stop.clone());
-    tasks.spawn(async { server.await.map_err(Failure::Server) });
-    let server = serve_local(local, self_id.clone(), store.clone(), stop.clone());
-    tasks.spawn(async { server.await.map_err(Failure::Server) });
+    let serving = serve_network(network, store.clone(), stop.clone());
+    tasks.spawn(async { serving.await.map_err(Failure::Server) });
+    let serving = serve_local(local, self_id.clone(), store.clone(), dialer, stop.clone());
+    tasks.spawn(async { serving.await.map_err(Failure::Server) });
     tasks.spawn(renew(
-        path,
+        own_path(config),
         store.clone(),
         self_id.clone(),
-        tls,
-        own.renewal,
+        (server, client),
+        renewal,
         stop.clone(),
     ));
     tracing::info!(
         node_id = %self_id,
-        cluster_id = %cluster.id,
+        %cluster_id,
+        raft_id,
         listen_address = %config.listen_address,
         "the manager is ready"
     );
@@ -133,6 +204,31 @@ async fn serve(
     // Who connects from now on is told at once that nobody answers.
     let _ = std::fs::remove_file(&config.socket);
     result
+}
+
+/// `work`, cut off at `stop`.
+async fn until(stop: CancellationToken, work: impl Future<Output = ()>) -> Result<(), Failure> {
+    tokio::select! {
+        () = work => {}
+        () = stop.cancelled() => {}
+    }
+    Ok(())
+}
+
+/// Lets another manager lead, where there is one, before this one ends.
+async fn hand_over(store: &Store) {
+    let alone = store.members().borrow().voters.len() < 2;
+    if alone || !store.leadership().borrow().leader {
+        return;
+    }
+    store.hand_over();
+    let mut leadership = store.leadership();
+    let handed = leadership.wait_for(|now| !now.leader);
+    let _ = timeout(HAND_OVER_DEADLINE, handed).await;
+}
+
+fn own_path(config: &Config) -> PathBuf {
+    config.state_dir.join("tls/manager.pem")
 }
 
 /// Waits for `stop`, or for a task that ends without it; then lets the others end.
@@ -180,7 +276,11 @@ async fn open_log(config: &Config) -> Result<Option<(Store, Node)>, Failure> {
     loop {
         match Node::open(&log_config(config)) {
             Ok(opened) => return Ok(Some(opened)),
-            Err(StartError::Log(LogError::Missing { .. })) if config.bootstrap => return Ok(None),
+            Err(StartError::Log(LogError::Missing { .. }))
+                if config.bootstrap || config.join.is_some() =>
+            {
+                return Ok(None);
+            }
             Err(StartError::Log(LogError::Missing { .. })) => {
                 return Err(Failure::NoSwarm(config.state_dir.clone()));
             }
@@ -237,64 +337,53 @@ fn found(config: &Config) -> Result<(Store, Node), Failure> {
     Node::bootstrap(&log_config(config), FIRST_RAFT_ID, changes).map_err(Failure::Log)
 }
 
-/// Waits until this manager leads; false when it is told to stop before.
-async fn lead(store: &Store, stop: &CancellationToken) -> Result<bool, Failure> {
-    let mut leadership = store.leadership();
-    tokio::select! {
-        () = stop.cancelled() => Ok(false),
-        led = timeout(LEAD_DEADLINE, leadership.wait_for(|now| now.leader)) => match led {
-            Ok(Ok(_)) => Ok(true),
-            _ => Err(Failure::NoLeader(LEAD_DEADLINE)),
-        },
-    }
+/// Makes the log of a new manager of a swarm, which the others will fill.
+fn join(config: &Config) -> Result<(Store, Node), Failure> {
+    // Without its certificate nobody would talk to it, and no log should be left behind then.
+    let node_id = (config.node_id.as_ref()).ok_or(Failure::Incomplete("a swarm"))?;
+    OwnCertificate::load(&own_path(config), node_id, &mut rand::rng())?;
+    // Never used again, by chance alone: there are more numbers than managers there will ever be.
+    let raft_id = rand::rng().random_range(1..=u64::MAX >> 1);
+    Node::join(&log_config(config), raft_id).map_err(Failure::Log)
 }
 
-/// Which swarm and which node of it this is.
+/// Which node of which swarm this is, and its certificate. A new manager's store is empty: there the
+/// certificate that its agent has left says it.
 fn identify(
     config: &Config,
-    state: &State,
-    raft_id: u64,
-) -> Result<(Arc<Cluster>, NodeId), Failure> {
-    let cluster = state.cluster().ok_or(Failure::Incomplete("a swarm"))?;
-    let own = |node: &&Arc<SwarmNode>| {
-        let manager = node.manager.as_ref();
-        manager.is_some_and(|manager| manager.raft_id == raft_id)
-    };
-    let node = state
-        .nodes()
-        .find(own)
-        .ok_or(Failure::Incomplete("this node"))?;
-    match &config.node_id {
-        Some(wanted) if *wanted != node.id => Err(Failure::OtherNode {
-            path: config.state_dir.clone(),
-            found: node.id.clone(),
-            wanted: wanted.clone(),
-        }),
-        _ => Ok((Arc::clone(cluster), node.id.clone())),
-    }
-}
-
-/// Writes down where this manager is reached, if that has changed.
-async fn record_address(
     store: &Store,
-    self_id: &NodeId,
-    address: SocketAddr,
-) -> Result<(), Failure> {
-    let update = store.update(|state| {
-        let mut changes = Vec::new();
-        if let Some(node) = state.node(self_id) {
-            let mut node = SwarmNode::clone(node);
-            if let Some(manager) = &mut node.manager
-                && manager.address != address
-            {
-                manager.address = address;
-                node.meta.updated_at = clock::now();
-                changes.push(node.into());
-            }
-        }
-        Ok((changes, ()))
+    raft_id: u64,
+) -> Result<(NodeId, ClusterId, OwnCertificate), Failure> {
+    let Some(cluster) = store.read(|state| state.cluster().cloned()) else {
+        let incomplete = Failure::Incomplete("a swarm");
+        let node_id = config.node_id.clone().ok_or(incomplete)?;
+        let (own, cluster_id) =
+            OwnCertificate::load(&own_path(config), &node_id, &mut rand::rng())?;
+        return Ok((node_id, cluster_id, own));
+    };
+    let found = store.read(|state| {
+        let is_own = |manager: &ManagerStatus| manager.raft_id == raft_id;
+        let mut nodes = state.nodes();
+        nodes
+            .find(|node| node.manager.as_ref().is_some_and(is_own))
+            .cloned()
     });
-    update.await.map_err(Failure::Address)
+    let self_id = match (found, &config.node_id) {
+        (Some(found), Some(wanted)) if found.id != *wanted => {
+            return Err(Failure::OtherNode {
+                path: config.state_dir.clone(),
+                found: found.id.clone(),
+                wanted: wanted.clone(),
+            });
+        }
+        (Some(found), _) => found.id.clone(),
+        (None, Some(wanted)) => return Err(Failure::Demoted(wanted.clone())),
+        (None, None) => return Err(Failure::Incomplete("this node")),
+    };
+    let path = own_path(config);
+    let now = clock::now();
+    let own = OwnCertificate::load_or_issue(&path, &cluster, &self_id, now, &mut rand::rng())?;
+    Ok((self_id, cluster.id.clone(), own))
 }
 
 /// Replaces the manager's own certificate whenever that is due. Connections that are open stay.
@@ -302,7 +391,10 @@ async fn renew(
     path: PathBuf,
     store: Store,
     self_id: NodeId,
-    tls: watch::Sender<Arc<ServerConfig>>,
+    (server, client): (
+        watch::Sender<Arc<ServerConfig>>,
+        watch::Sender<Arc<ClientConfig>>,
+    ),
     mut renewal: Renewal,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
@@ -315,7 +407,8 @@ async fn renew(
             match renewed(&path, &store, &self_id) {
                 Ok(own) => {
                     renewal = own.renewal;
-                    tls.send_replace(Arc::new(own.server));
+                    server.send_replace(Arc::new(own.server));
+                    client.send_replace(Arc::new(own.client));
                     tracing::info!("renewed the manager's certificate");
                 }
                 Err(failure) => {
@@ -382,3 +475,6 @@ fn warn_if_root() {
         tracing::warn!("running as root, which the manager never needs; start it as its own user");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 //! session goes on, and connections that are opened from then on show the new certificate. It is on
 //! disk before it is used.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
@@ -11,7 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use swarm_api::v1;
 use swarm_api::v1::node_ca_client::NodeCaClient;
 use swarm_model::{NodeId, Renewal, Timestamp, Validity};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinError;
 use tonic::transport::Channel;
 use x509_parser::certificate::X509Certificate;
@@ -53,6 +54,8 @@ pub(crate) struct Renewer {
     pub(crate) channel: watch::Receiver<Option<Channel>>,
     /// What new connections are made with.
     pub(crate) connector: watch::Sender<Connector>,
+    /// A certificate is wanted before it is due: the node has another role.
+    pub(crate) now: Arc<Notify>,
 }
 
 impl Renewer {
@@ -71,8 +74,11 @@ impl Renewer {
         };
         drop(credentials);
         loop {
-            tokio::time::sleep(renewal.wait(now())).await;
-            if now() < renewal.due() {
+            let asked = tokio::select! {
+                () = tokio::time::sleep(renewal.wait(now())) => false,
+                () = self.now.notified() => true,
+            };
+            if now() < renewal.due() && !asked {
                 continue;
             }
             match self.renew().await {

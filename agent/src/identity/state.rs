@@ -37,9 +37,9 @@ pub(crate) struct Membership {
     pub(crate) managers: Vec<String>,
     /// Source and destination of this node's VXLAN packets.
     pub(crate) data_path_address: IpAddr,
-    /// Where swarm-control listens; managers only.
+    /// Where swarm-control listens; of managers, and of nodes that were.
     pub(crate) listen_address: Option<SocketAddr>,
-    /// What others dial; managers only.
+    /// What others dial when this node is a manager.
     pub(crate) advertise_address: Option<SocketAddr>,
 }
 
@@ -198,6 +198,11 @@ impl StateStore {
             gone(self.dir.join(name), |path| fs::remove_dir_all(path))?;
         }
         Ok(())
+    }
+
+    /// Forgets what the manager process kept.
+    pub(crate) fn clear_control(&self) -> Result<(), StateError> {
+        gone(self.dir.join("control"), |path| fs::remove_dir_all(path))
     }
 
     /// The assignments last received, so that a restarted agent knows what to keep up while no

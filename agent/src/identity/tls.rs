@@ -23,8 +23,9 @@ const MANAGER_NAME: &str = "swarm-manager";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// HTTP/2 pings find a connection whose other end is gone without a word.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Soon enough to be with the next leader before it takes this node for down.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What can go wrong with keys and connections.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ const CERTIFICATE_BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 
 impl Credentials {
     /// Key and chain in one text, the key first.
-    pub(super) fn to_pem(&self) -> Secret {
+    pub(crate) fn to_pem(&self) -> Secret {
         // In one piece: a text that grows leaves copies behind.
         [&*self.key_pem, &self.certificate_pem].concat().into()
     }

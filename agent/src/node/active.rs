@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::control_process::{ControlProcess, Running};
 use super::host_networks::host_networks;
+use super::role::{RoleKeeper, Supervised};
 use super::told::Standing;
 use crate::config::Config;
 use crate::dns::{Asker, HOST_RESOLV_CONF, NameServerConfig, NameServers, SocketStore};
@@ -43,7 +44,7 @@ pub(crate) enum ActiveError {
 
 /// A running member.
 pub(super) struct Active {
-    membership: Membership,
+    membership: watch::Receiver<Membership>,
     report: watch::Receiver<Report>,
     problems: watch::Receiver<Vec<NodeProblem>>,
     assigned: watch::Receiver<Arc<Assigned>>,
@@ -98,6 +99,7 @@ impl Active {
             connected: false,
             error: "no session with a manager yet".to_owned(),
             managers: membership.managers.clone(),
+            role: None,
         });
         let problems = watch::Sender::new(Vec::new());
 
@@ -128,10 +130,6 @@ impl Active {
             &stop,
             keep_assigned(state.clone(), assigned.subscribe()),
         ));
-        tasks.spawn(stopping(
-            &stop,
-            keep_managers(state.clone(), membership.clone(), report.subscribe()),
-        ));
         let told = assigned.subscribe();
         let session = Session {
             managers: membership.managers.clone(),
@@ -148,16 +146,26 @@ impl Active {
             node_id: membership.node_id.clone(),
             channel: session.channel.subscribe(),
             connector: connector.clone(),
+            now: Arc::default(),
         };
+        let keeper = RoleKeeper {
+            config: config.clone(),
+            state: state.clone(),
+            membership: watch::Sender::new(membership),
+            report: report.subscribe(),
+            renew: renewer.now.clone(),
+            connector: connector.subscribe(),
+            control: control.map(|(process, running)| Supervised::new(process, running, &stop)),
+            stop: stop.clone(),
+        };
+        let membership = keeper.membership.subscribe();
+        tasks.spawn(keeper.run());
         tasks.spawn(stopping(&stop, renewer.run(credentials.clone())));
         tasks.spawn(crate::session::run(
             session,
             connector.subscribe(),
             stop.clone(),
         ));
-        if let Some((process, running)) = control {
-            tasks.spawn(process.supervise(running, stop.clone()));
-        }
         tasks.close();
         unfinished.disarm();
         Ok(Self {
@@ -189,7 +197,12 @@ impl Active {
     }
 
     pub(super) fn role(&self) -> Role {
-        self.membership.role
+        self.membership.borrow().role
+    }
+
+    /// Whether it is known to have other managers beside this node's.
+    pub(super) fn has_other_managers(&self) -> bool {
+        self.membership.borrow().managers.len() > 1
     }
 
     /// Waits for the first session; gives what stood in its way when it does not open in time.
@@ -204,6 +217,7 @@ impl Active {
 
     pub(super) fn status(&self) -> v1::GetStatusResponse {
         let report = self.report.borrow();
+        let membership = self.membership.borrow();
         let error = if report.error.is_empty() {
             let problems = self.problems.borrow();
             let texts: Vec<_> = problems
@@ -216,9 +230,9 @@ impl Active {
         };
         v1::GetStatusResponse {
             state: "active".to_owned(),
-            node_id: self.membership.node_id.to_string(),
-            cluster_id: self.membership.cluster_id.to_string(),
-            role: match self.membership.role {
+            node_id: membership.node_id.to_string(),
+            cluster_id: membership.cluster_id.to_string(),
+            role: match membership.role {
                 Role::Worker => v1::Role::Worker.into(),
                 Role::Manager => v1::Role::Manager.into(),
             },
@@ -316,26 +330,6 @@ async fn keep_assigned(state: StateStore, mut assigned: watch::Receiver<Arc<Assi
             tracing::warn!(
                 error = crate::error_text(&error),
                 "cannot keep the assignments"
-            );
-        }
-    }
-}
-
-async fn keep_managers(
-    state: StateStore,
-    mut membership: Membership,
-    mut report: watch::Receiver<Report>,
-) {
-    while report.changed().await.is_ok() {
-        let managers = report.borrow_and_update().managers.clone();
-        if managers == membership.managers {
-            continue;
-        }
-        membership.managers = managers;
-        if let Err(error) = state.save_membership(&membership) {
-            tracing::warn!(
-                error = crate::error_text(&error),
-                "cannot keep the list of managers"
             );
         }
     }

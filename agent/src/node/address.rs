@@ -137,7 +137,7 @@ pub(super) fn listen_address(asked: &str, advertise: IpAddr) -> Result<SocketAdd
 }
 
 /// Every address of the same IP version.
-fn unspecified(like: IpAddr) -> IpAddr {
+pub(super) fn unspecified(like: IpAddr) -> IpAddr {
     match like {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

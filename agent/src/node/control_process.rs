@@ -4,8 +4,9 @@
 //! and the next agent starts it again.
 
 use std::collections::VecDeque;
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::identity::{Credentials, Membership};
 
 /// The program's name, beside this program.
 const PROGRAM: &str = "swarm-control";
@@ -71,6 +73,16 @@ pub(super) struct ControlProcess {
     socket: PathBuf,
     listen: SocketAddr,
     advertise: SocketAddr,
+    /// Whose managers it is one of; none of a new swarm.
+    member: Option<Member>,
+}
+
+/// A manager of a swarm that has others, or that had.
+#[derive(Clone, Debug)]
+struct Member {
+    node_id: NodeId,
+    /// Another manager, which it asks to be taken up when it has no log; none where none is known.
+    remote: Option<String>,
 }
 
 /// What a new swarm is started with.
@@ -112,7 +124,50 @@ impl ControlProcess {
             socket: config.control_socket(),
             listen,
             advertise,
+            member: None,
         })
+    }
+
+    /// As the manager on the node that `membership` is of.
+    pub(super) fn member(mut self, membership: &Membership) -> Self {
+        let own = self.advertise.to_string();
+        let mut others = membership
+            .managers
+            .iter()
+            .filter(|address| **address != own);
+        self.member = Some(Member {
+            node_id: membership.node_id.clone(),
+            remote: others.next().cloned(),
+        });
+        self
+    }
+
+    /// Leaves it the certificate that it shows other managers until it can make its own. One that it
+    /// has is left alone.
+    pub(super) fn give_certificate(&self, credentials: &Credentials) -> Result<(), ControlError> {
+        self.own_directory(&self.state_dir, 0o700)?;
+        let dir = self.state_dir.join("tls");
+        self.own_directory(&dir, 0o700)?;
+        let path = dir.join("manager.pem");
+        let error = |source| ControlError::Directory {
+            path: path.clone(),
+            source,
+        };
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(error)?;
+        file.write_all(credentials.to_pem().as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(error)?;
+        if Uid::effective().is_root() {
+            nix::unistd::chown(&path, Some(self.user), Some(self.group))
+                .map_err(|errno| error(errno.into()))?;
+        }
+        Ok(())
     }
 
     /// Starts it once.
@@ -132,6 +187,12 @@ impl ControlProcess {
             .arg(self.listen.to_string())
             .arg("--advertise-address")
             .arg(self.advertise.to_string());
+        if let Some(Member { node_id, remote }) = &self.member {
+            command.arg("--node-id").arg(node_id.as_str());
+            if let Some(remote) = remote {
+                command.arg("--join").arg(remote);
+            }
+        }
         if let Some(bootstrap) = bootstrap {
             command
                 .arg("--bootstrap")

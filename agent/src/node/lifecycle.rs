@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::active::{Active, ActiveError};
 use super::address::{self, AddressError};
 use super::control_process::{Bootstrap, ControlError, ControlProcess, Running};
+use super::role;
 use super::told::Told;
 use crate::config::Config;
 use crate::identity::{
@@ -51,6 +52,11 @@ pub(crate) enum LifecycleError {
          all its state; if that is meant, use `swarmctl swarm leave --force`"
     )]
     LastManager,
+    #[error(
+        "this node is a manager, and the others count on it: demote it first with `swarmctl node demote \
+         self`, then leave; `swarmctl swarm leave --force` leaves all the same"
+    )]
+    Manager,
     #[error(transparent)]
     Settings(#[from] InvalidCluster),
     #[error(transparent)]
@@ -89,6 +95,7 @@ impl LifecycleError {
             Self::AlreadyMember
             | Self::NotMember
             | Self::LastManager
+            | Self::Manager
             | Self::Network(NetworkError::NothingDesired) => tonic::Code::FailedPrecondition,
             Self::Settings(_)
             | Self::Address(_)
@@ -131,16 +138,15 @@ impl Agent {
         let state = StateStore::new(&config.state_dir);
         let active = match state.load()? {
             Some((membership, credentials)) => {
-                let control = match (membership.role, membership.listen_address) {
-                    (Role::Manager, Some(listen)) => {
-                        let advertise = membership
-                            .advertise_address
-                            .ok_or(LifecycleError::Answer("advertised address"))?;
-                        let process = ControlProcess::new(&config, listen, advertise)?;
+                let control = match membership.role {
+                    Role::Manager => {
+                        let (listen, advertise) = role::addresses(&membership);
+                        let process =
+                            ControlProcess::new(&config, listen, advertise)?.member(&membership);
                         let running = process.spawn(None)?;
                         Some((process, running))
                     }
-                    _ => None,
+                    Role::Worker => None,
                 };
                 Some(Active::start(&config, &state, membership, &credentials, control).await?)
             }
@@ -272,23 +278,34 @@ impl Agent {
             data_path_address,
         } = request;
         let remote = address::with_port(&remote_address)?;
-        let own = if advertise_address.is_empty() {
-            address::address_towards(remote)?
+        let advertise = if advertise_address.is_empty() {
+            SocketAddr::new(address::address_towards(remote)?, address::DEFAULT_PORT)
         } else {
-            address::advertise_address(&advertise_address)?.ip()
+            address::advertise_address(&advertise_address)?
         };
-        let data_path = data_path(&data_path_address, own)?;
+        let data_path = data_path(&data_path_address, advertise.ip())?;
         let joined = join(&remote.to_string(), &token).await?;
-        let membership = Membership::new(
+        let mut membership = Membership::new(
             joined.node_id,
             joined.cluster_id,
             joined.role,
             vec![remote.to_string()],
             data_path,
         );
+        membership.advertise_address = Some(advertise);
         self.state.save(&membership, &joined.credentials)?;
         let node_id = membership.node_id.to_string();
-        self.activate(&mut active, membership, &joined.credentials, None)
+        let control = match joined.role {
+            Role::Worker => None,
+            Role::Manager => match self.start_manager(&membership, &joined.credentials) {
+                Ok(started) => Some(started),
+                Err(error) => {
+                    self.state.clear()?;
+                    return Err(error.into());
+                }
+            },
+        };
+        self.activate(&mut active, membership, &joined.credentials, control)
             .await?;
         let role = match joined.role {
             Role::Worker => v1::Role::Worker,
@@ -298,6 +315,19 @@ impl Agent {
             node_id,
             role: role.into(),
         })
+    }
+
+    /// Starts the manager process of a node that has just become a manager of a swarm with others.
+    fn start_manager(
+        &self,
+        membership: &Membership,
+        credentials: &Credentials,
+    ) -> Result<(ControlProcess, Running), ControlError> {
+        let (listen, advertise) = role::addresses(membership);
+        let process = ControlProcess::new(&self.config, listen, advertise)?.member(membership);
+        process.give_certificate(credentials)?;
+        let running = process.spawn(None)?;
+        Ok((process, running))
     }
 
     /// Starts what a new member runs, and waits for its first session. A member that cannot start
@@ -328,14 +358,43 @@ impl Agent {
         let Some(member) = active.as_ref() else {
             return Err(LifecycleError::NotMember);
         };
-        if member.role() == Role::Manager && !force {
-            return Err(LifecycleError::LastManager);
+        if member.role() == Role::Manager {
+            match (force, member.has_other_managers()) {
+                (false, false) => return Err(LifecycleError::LastManager),
+                (false, true) => return Err(LifecycleError::Manager),
+                (true, true) => self.give_up_membership().await,
+                (true, false) => {}
+            }
         }
         if let Some(member) = active.take() {
             member.leave().await;
         }
         self.state.clear()?;
         Ok(())
+    }
+
+    /// Lets the other managers go on without this one, as far as they still can: a manager that is gone
+    /// and was never given up counts for the majority.
+    async fn give_up_membership(&self) {
+        let socket = self.config.control_socket();
+        let ask = async {
+            let channel = control_channel(&socket).await;
+            let request = v1::SetNodeRoleRequest {
+                reference: "self".to_owned(),
+                role: v1::Role::Worker.into(),
+            };
+            ControlClient::new(channel).set_node_role(request).await
+        };
+        match tokio::time::timeout(LOCAL_REQUEST_TIMEOUT, ask).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(status)) => {
+                tracing::warn!(
+                    error = status.message(),
+                    "leaving without the others' consent"
+                );
+            }
+            Err(_) => tracing::warn!("leaving without the others' consent: no answer"),
+        }
     }
 
     /// How this host stands.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | inactive | init, join | active, or inactive again when it failed, with nothing left behind |
 //! | active | start of the agent | active: containers, networks and the manager process go on |
+//! | active | another role | active: the manager process starts or ends, see [`role`] |
 //! | active | leave | inactive, with nothing left behind |
 //!
 //! Nothing of the swarm runs on a host that is inactive.
@@ -15,6 +16,7 @@ mod host_networks;
 mod lifecycle;
 mod local;
 mod lock;
+mod role;
 mod told;
 
 pub(crate) use lifecycle::Agent;

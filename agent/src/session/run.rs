@@ -1,13 +1,14 @@
 //! Keeps a session open.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
 use swarm_api::v1;
 use swarm_api::v1::dispatcher_client::DispatcherClient;
-use swarm_model::{NodeDescription, NodeProblem, TaskId, TaskStatus};
+use swarm_model::{NodeDescription, NodeProblem, Role, TaskId, TaskStatus};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,9 @@ const OUTGOING_MAX: usize = 64;
 
 /// A manager that answers at all answers the greeting within this.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The metadata in which a manager that does not lead names the one that does, host:port.
+const LEADER_METADATA: &str = "swarm-leader";
 
 /// The manager sends nothing while nothing changes; HTTP/2 pings (see `Connector`) find it dead.
 /// Statuses per message; keeps a message below gRPC's 4 MiB bound (one status is at most 8 KiB).
@@ -51,6 +55,8 @@ pub(crate) struct Report {
     pub(crate) error: String,
     /// Managers last heard of, host:port.
     pub(crate) managers: Vec<String>,
+    /// The role that this node has, once a manager has said it.
+    pub(crate) role: Option<Role>,
 }
 
 /// What a session needs, and where it puts what it hears.
@@ -92,6 +98,17 @@ enum SessionError {
     Assigned(#[from] AssignedError),
 }
 
+impl SessionError {
+    /// The leader, host:port, where the manager that was asked named it.
+    fn leader(&self) -> Option<String> {
+        let Self::Status(status) = self else {
+            return None;
+        };
+        let address = status.metadata().get(LEADER_METADATA)?.to_str().ok()?;
+        address.parse::<SocketAddr>().ok().map(|it| it.to_string())
+    }
+}
+
 impl From<tonic::Status> for SessionError {
     fn from(status: tonic::Status) -> Self {
         Self::Status(Box::new(status))
@@ -107,8 +124,10 @@ pub(crate) async fn run(
     let mut backoff = BACKOFF_MIN;
     let mut next = 0;
     let mut number = 0;
+    let mut leader: Option<String> = None;
     while !stop.is_cancelled() {
-        let address = session.managers[next % session.managers.len()].clone();
+        let turn = session.managers[next % session.managers.len()].clone();
+        let address = leader.take().unwrap_or(turn);
         let mut opened = false;
         number += 1;
         let connector = connector.borrow().clone();
@@ -124,7 +143,9 @@ pub(crate) async fn run(
             report.connected = false;
             report.error = format!("no session with manager {address}: {text}");
         });
-        if opened {
+        leader = error.leader();
+        // A manager that names the leader has answered, and the leader is to be asked at once.
+        if opened || leader.is_some() {
             backoff = BACKOFF_MIN;
         }
         next += 1;
@@ -188,10 +209,15 @@ impl Session {
             tokio::select! {
                 message = incoming.message() => {
                     let message = message?.ok_or(SessionError::Closed)?;
-                    if let Some(v1::manager_message::Message::Assignments(change)) = message.message
-                    {
-                        base = base.after(change)?;
-                        self.assigned.send_replace(Arc::new(base.clone()));
+                    match message.message {
+                        Some(v1::manager_message::Message::Assignments(change)) => {
+                            base = base.after(change)?;
+                            self.assigned.send_replace(Arc::new(base.clone()));
+                        }
+                        Some(v1::manager_message::Message::Standing(standing)) => {
+                            self.stands(&standing);
+                        }
+                        Some(v1::manager_message::Message::Welcome(_)) | None => {}
                     }
                 }
                 _ = heartbeat.tick() => {
@@ -236,10 +262,25 @@ impl Session {
             self.managers.clone_from(&welcome.managers);
         }
         let managers = self.managers.clone();
-        self.report.send_replace(Report {
-            connected: true,
-            error: String::new(),
-            managers,
+        self.report.send_modify(|report| {
+            report.connected = true;
+            report.error.clear();
+            report.managers = managers;
+        });
+    }
+
+    fn stands(&mut self, standing: &v1::Standing) {
+        if !standing.managers.is_empty() {
+            self.managers.clone_from(&standing.managers);
+        }
+        let managers = self.managers.clone();
+        self.report.send_modify(|report| {
+            report.managers = managers;
+            report.role = match standing.role() {
+                v1::Role::Worker => Some(Role::Worker),
+                v1::Role::Manager => Some(Role::Manager),
+                v1::Role::Unspecified => report.role,
+            };
         });
     }
 }

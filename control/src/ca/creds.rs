@@ -1,11 +1,11 @@
-//! TLS of the manager's listener.
+//! TLS of the manager's listener, and of its connections to other managers.
 
 use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls::ServerConfig;
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -36,21 +36,12 @@ pub(crate) fn server_config(
     root_pem: &str,
 ) -> Result<ServerConfig, CredentialsError> {
     let provider = provider();
-    let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(CredentialsError::Pem)?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(CredentialsError::Pem)?;
-    let root =
-        CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(CredentialsError::Pem)?;
-    let mut roots = RootCertStore::empty();
-    roots
-        .add(root)
+    let (chain, key) = chain_and_key(chain_pem, key_pem)?;
+    let roots = Arc::new(roots(root_pem)?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()
         .map_err(|error| CredentialsError::Root(error.into()))?;
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| CredentialsError::Root(error.into()))?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(CredentialsError::Certificate)?
@@ -62,4 +53,45 @@ pub(crate) fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
+}
+
+/// TLS for HTTP/2 towards other managers, with the certificate in `chain_pem` (leaf first) and
+/// `key_pem`; theirs must come from `root_pem` and be valid now.
+pub(crate) fn client_config(
+    chain_pem: &str,
+    key_pem: &str,
+    root_pem: &str,
+) -> Result<ClientConfig, CredentialsError> {
+    let (chain, key) = chain_and_key(chain_pem, key_pem)?;
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(CredentialsError::Certificate)?
+        .with_root_certificates(roots(root_pem)?)
+        .with_client_auth_cert(chain, key)
+        .map_err(CredentialsError::Certificate)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // A resumed session would outlive the certificate it was made with.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn chain_and_key(
+    chain_pem: &str,
+    key_pem: &str,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CredentialsError> {
+    let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(CredentialsError::Pem)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(CredentialsError::Pem)?;
+    Ok((chain, key))
+}
+
+fn roots(root_pem: &str) -> Result<RootCertStore, CredentialsError> {
+    let root =
+        CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(CredentialsError::Pem)?;
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(root)
+        .map_err(|error| CredentialsError::Root(error.into()))?;
+    Ok(roots)
 }

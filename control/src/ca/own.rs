@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use rand::Rng;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls::ServerConfig;
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use swarm_model::{Cluster, NodeId, Renewal, Role, Timestamp};
+use swarm_model::{Cluster, ClusterId, NodeId, Renewal, Role, Timestamp};
 
 use super::creds::CredentialsError;
 use super::subject::{SubjectError, validity};
-use super::{Authority, IssueError, Subject, Term, server_config};
+use super::{Authority, IssueError, Subject, Term, client_config, server_config};
 
 /// Largest credentials file that is read; ours are about 2 KB.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -36,6 +36,12 @@ pub(crate) enum OwnCertificateError {
     /// What was made cannot be read back.
     #[error("cannot read the manager's own certificate")]
     Read(#[from] SubjectError),
+    /// A new manager's agent has left it none, or another node's.
+    #[error(
+        "{0} does not hold this node's certificate as a manager; let the node leave the swarm with \
+         `swarmctl swarm leave --force` and join it again"
+    )]
+    Absent(PathBuf),
     /// The file cannot be written.
     #[error(
         "cannot write {path}; check that its directory belongs to the user that runs swarm-control"
@@ -53,6 +59,8 @@ pub(crate) enum OwnCertificateError {
 pub(crate) struct OwnCertificate {
     /// What the listener serves.
     pub(crate) server: ServerConfig,
+    /// What other managers are shown.
+    pub(crate) client: ClientConfig,
     /// When it is to be replaced.
     pub(crate) renewal: Renewal,
 }
@@ -73,8 +81,9 @@ impl OwnCertificate {
             role: Role::Manager,
             cluster_id: cluster.id.clone(),
         };
+        let root_pem = &cluster.root_ca_pem;
         if let Some(kept) =
-            read(path).and_then(|pem| Self::from_pem(&pem, cluster, &subject, rng).ok())
+            read(path).and_then(|pem| Self::from_pem(&pem, root_pem, &subject, rng).ok())
             && now < kept.renewal.due()
         {
             return Ok(kept);
@@ -90,7 +99,7 @@ impl OwnCertificate {
         };
         let chain = Authority::new(cluster)?.issue(request.der(), &subject, term, rng)?;
         let pem = key.serialize_pem() + &chain;
-        let own = Self::from_pem(&pem, cluster, &subject, rng)?;
+        let own = Self::from_pem(&pem, root_pem, &subject, rng)?;
         write(path, &pem).map_err(|source| OwnCertificateError::Write {
             path: path.to_owned(),
             source,
@@ -98,10 +107,32 @@ impl OwnCertificate {
         Ok(own)
     }
 
-    /// Reads key and chain from `pem`; they must be `expected`'s, under the root of `cluster`.
+    /// The certificate of manager `node_id` that its agent has left in the file `path`, for a manager
+    /// whose store has no root yet; and the swarm that it is of. Reads a small file.
+    pub(crate) fn load(
+        path: &Path,
+        node_id: &NodeId,
+        rng: &mut impl Rng,
+    ) -> Result<(Self, ClusterId), OwnCertificateError> {
+        let absent = || OwnCertificateError::Absent(path.to_owned());
+        let pem = read(path).ok_or_else(absent)?;
+        // The chain ends in the root.
+        let root = pem
+            .rfind("-----BEGIN CERTIFICATE-----")
+            .ok_or_else(absent)?;
+        let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(CredentialsError::Pem)?;
+        let subject = Subject::from_der(&leaf)?;
+        if subject.node_id != *node_id || subject.role != Role::Manager {
+            return Err(absent());
+        }
+        let own = Self::from_pem(&pem, &pem[root..], &subject, rng)?;
+        Ok((own, subject.cluster_id))
+    }
+
+    /// Reads key and chain from `pem`; they must be `expected`'s, under the root `root_pem`.
     fn from_pem(
         pem: &str,
-        cluster: &Cluster,
+        root_pem: &str,
         expected: &Subject,
         rng: &mut impl Rng,
     ) -> Result<Self, OwnCertificateError> {
@@ -110,11 +141,12 @@ impl OwnCertificate {
             return Err(SubjectError::Name("subject").into());
         }
         // The chain ends in the root it was issued under, verbatim.
-        if !pem.ends_with(&cluster.root_ca_pem) {
+        if !pem.ends_with(root_pem) {
             return Err(SubjectError::Name("root").into());
         }
         Ok(Self {
-            server: server_config(pem, pem, &cluster.root_ca_pem)?,
+            server: server_config(pem, pem, root_pem)?,
+            client: client_config(pem, pem, root_pem)?,
             renewal: Renewal::of(&validity(&leaf)?, rng),
         })
     }

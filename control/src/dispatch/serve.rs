@@ -24,7 +24,7 @@ use super::liveness::Liveness;
 use super::observe::{Report, greet, judge, note_problems, observe};
 use super::session::Sessions;
 use super::stream::{Outbound, Outlet};
-use super::wire::welcome;
+use super::wire::{managers, standing, standing_message, welcome};
 use crate::clock;
 use crate::serve::{Identity, Peer, TokenBucket};
 use crate::store::{State, Store, UpdateError};
@@ -84,6 +84,8 @@ struct Live {
     outlets: BTreeMap<NodeId, Outlet>,
     /// How often each node may open a session.
     openings: BTreeMap<NodeId, TokenBucket>,
+    /// What each open session was told of its node's standing.
+    told: BTreeMap<NodeId, v1::Standing>,
     reports: mpsc::Sender<Report>,
     clock: SteadyClock,
 }
@@ -116,6 +118,7 @@ impl Live {
             liveness: Liveness::new(clock.now()),
             outlets: BTreeMap::new(),
             openings: BTreeMap::new(),
+            told: BTreeMap::new(),
             reports,
             clock,
         }
@@ -143,6 +146,9 @@ impl Live {
         self.liveness.heard(&node.id, self.clock.now());
         let (outlet, stream) = Outlet::new(session.clone());
         outlet.send(welcome(state, session, node, self_id))?;
+        let now = standing(node, &managers(state, self_id));
+        outlet.send(standing_message(now.clone()))?;
+        self.told.insert(node.id.clone(), now);
         let first = self.sessions.open(state, &node.id, session.clone());
         outlet.send(first.into())?;
         let ended = outlet.ended();
@@ -151,6 +157,7 @@ impl Live {
     }
 
     fn close(&mut self, node: &NodeId, reason: Status) {
+        self.told.remove(node);
         if let Some(outlet) = self.outlets.remove(node) {
             tracing::info!(%node, reason = reason.message(), "closed a session");
             self.sessions.close(node, &outlet.session);
@@ -159,7 +166,24 @@ impl Live {
     }
 
     /// Sends every session what is new in `state`.
-    fn publish(&mut self, state: &State) {
+    fn publish(&mut self, state: &State, self_id: &NodeId) {
+        let managers = managers(state, self_id);
+        let news = |(id, told): (&NodeId, &v1::Standing)| {
+            let node = state.node(id)?;
+            let role = i32::from(v1::Role::from(node.role));
+            let is_news = told.role != role || told.managers != managers;
+            is_news.then(|| (id.clone(), standing(node, &managers)))
+        };
+        for (id, now) in self.told.iter().filter_map(news).collect::<Vec<_>>() {
+            let outlet = self.outlets.get(&id);
+            if let Some(Err(reason)) =
+                outlet.map(|outlet| outlet.send(standing_message(now.clone())))
+            {
+                self.close(&id, reason);
+                continue;
+            }
+            self.told.insert(id, now);
+        }
         for (node, outgoing) in self.sessions.round(state) {
             let outlet = self.outlets.get(&node);
             if let Some(Err(reason)) = outlet.map(|outlet| outlet.send(outgoing.into())) {
@@ -274,7 +298,7 @@ impl Dispatcher {
             changed.borrow_and_update();
             self.0.store.read(|state| {
                 if let Some(live) = self.0.live().as_mut() {
-                    live.publish(state);
+                    live.publish(state, &self.0.self_id);
                 }
             });
             self.0.tell_drained();
@@ -519,6 +543,7 @@ fn caller(
         Some(Peer {
             identity: Identity::Node { id, .. },
             address,
+            forwarded_by: None,
         }) => Ok((id.clone(), *address)),
         _ => Err(Status::unauthenticated("a node's certificate is needed")),
     }

@@ -27,6 +27,13 @@ impl From<Outgoing> for v1::ManagerMessage {
     }
 }
 
+/// `standing` as a message of a session.
+pub(super) fn standing_message(standing: v1::Standing) -> v1::ManagerMessage {
+    v1::ManagerMessage {
+        message: Some(v1::manager_message::Message::Standing(standing)),
+    }
+}
+
 impl From<&Item> for v1::Assignment {
     fn from(item: &Item) -> Self {
         use v1::assignment::Item as Wire;
@@ -154,21 +161,32 @@ pub(crate) fn welcome(
         .map(|cluster| cluster.spec)
         .unwrap_or_default();
     let period = spec.heartbeat_period.as_millis();
+    let welcome = v1::Welcome {
+        session_id: session.to_string(),
+        node_id: node.id.to_string(),
+        heartbeat_period_ms: u64::try_from(period).unwrap_or(u64::MAX),
+        managers: managers(state, own),
+    };
+    v1::ManagerMessage {
+        message: Some(v1::manager_message::Message::Welcome(welcome)),
+    }
+}
+
+/// What `node` is to know of itself and of the `managers`.
+pub(super) fn standing(node: &Node, managers: &[String]) -> v1::Standing {
+    v1::Standing {
+        role: v1::Role::from(node.role).into(),
+        managers: managers.to_vec(),
+    }
+}
+
+/// Where the managers are reached, `own` first.
+pub(super) fn managers(state: &State, own: &swarm_model::NodeId) -> Vec<String> {
     let mut managers: Vec<_> = state
         .nodes()
         .filter_map(|node| Some((node.id != *own, node.manager.as_ref()?.address)))
         .collect();
     managers.sort_unstable();
-    let welcome = v1::Welcome {
-        session_id: session.to_string(),
-        node_id: node.id.to_string(),
-        heartbeat_period_ms: u64::try_from(period).unwrap_or(u64::MAX),
-        managers: managers
-            .into_iter()
-            .map(|(_, address)| address.to_string())
-            .collect(),
-    };
-    v1::ManagerMessage {
-        message: Some(v1::manager_message::Message::Welcome(welcome)),
-    }
+    let addresses = managers.into_iter().map(|(_, address)| address.to_string());
+    addresses.collect()
 }

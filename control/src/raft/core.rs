@@ -274,8 +274,10 @@ impl Core {
         let last = raft.raft_log.last_index();
         let ready = self.members().learners.into_iter().find(|id| {
             raft.prs().get(*id).is_some_and(|it| {
+                // What it has acknowledged it has, however raft-rs sends it the rest.
                 it.recent_active
-                    && it.state == ProgressState::Replicate
+                    && it.state != ProgressState::Snapshot
+                    && it.matched > 0
                     && it.matched + CAUGHT_UP_ENTRIES >= last
             })
         });

@@ -13,16 +13,19 @@
 //! * `member`: core, log and state together, one synchronous step at a time.
 //! * `node`: the thread that gives them a clock and a queue.
 //! * `stepped`: the same without a thread, for `simulation`.
+//! * `wire`: messages as they travel; `transport` sends them to other managers, `serve` takes theirs.
 //!
 //! Invariants:
 //! * Nothing is acknowledged, or sent to another manager, before what it rests on is on disk. When
 //!   a write fails the node stops: what the disk then holds is known only after reading it again.
 //! * The state is the snapshot plus the committed entries after it, whether replayed or not.
 //! * Raft ids are never reused.
-//! * Bytes on disk are our own prost records; rust-protobuf, which raft-rs links, parses nothing.
+//! * Bytes on disk and on the wire are our own prost records. rust-protobuf, which raft-rs links,
+//!   parses nothing but a change of members on the leader that has just made it.
+//! * A message counts only if it comes over a connection of the manager that it says it is from.
+//! * A new member has no vote before it has caught up: it can hold nobody up.
 //!
-//! Deliberately absent so far: other managers. A log has one voter; the core already hands out and
-//! takes the messages that a transport will carry.
+//! Deliberately absent: reads that ask a majority first; changing several members at once.
 
 mod cache;
 mod core;
@@ -32,8 +35,11 @@ mod member;
 mod node;
 mod record;
 mod sealer;
+mod serve;
 mod slog_drain;
 mod stepped;
+mod transport;
+mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -41,5 +47,7 @@ mod tests;
 pub(crate) use error::{NodeError, StartError};
 pub(crate) use log::LogError;
 pub(crate) use node::{Config, Node};
+pub(crate) use serve::RaftService;
 pub use stepped::{Committed, Envelope};
 pub(crate) use stepped::{Outcome, Stepped, format, join};
+pub(crate) use transport::AddressBook;

@@ -1,9 +1,9 @@
 //! The thread that runs a member: it gives it a clock and a queue, and tells how it ended.
 //!
-//! What the member wants sent comes out of [`Node::take_outgoing`]; what others sent goes in through
-//! [`Inbox`]. Both queues are bounded. A message that finds no room is lost, as one on the network
+//! What the member wants sent goes to [`Node::transport`]; what others sent goes in through [`Inbox`]. Both queues are bounded. A message that finds no room is lost, as one on the network
 //! may be: Raft sends again what matters.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -18,6 +18,9 @@ use tokio::time::sleep;
 use super::error::{NodeError, StartError};
 use super::log::Log;
 use super::member::{Encoded, Member, SNAPSHOT_INTERVAL, bootstrap};
+use super::serve::RaftService;
+use super::transport::{AddressBook, Transport};
+use crate::serve::Dialer;
 use crate::store::{
     Backend, Change, Leadership, Proposal, ProposeError, Replica, Store, Unavailable, encode_batch,
 };
@@ -153,14 +156,30 @@ impl Node {
         self.raft_id
     }
 
-    /// What this member wants sent to others, in order; none the second time. While nobody takes it
-    /// from there, the newest are lost.
-    pub(super) fn take_outgoing(&mut self) -> Option<mpsc::Receiver<Message>> {
-        self.outgoing.take()
+    /// What takes the messages of other managers.
+    pub(crate) fn service(&self, store: &Store, book: &AddressBook) -> RaftService {
+        RaftService::new(self.inbox(), store.clone(), book.clone())
     }
 
-    /// Where what others sent goes in.
-    pub(super) fn inbox(&self) -> Inbox {
+    /// Sends what this member has to say to the others, over connections of `dialer`, for as long as it
+    /// runs. They reach it at `address`. None the second time: each message is sent once.
+    pub(crate) fn transport(
+        &mut self,
+        book: AddressBook,
+        dialer: Dialer,
+        address: SocketAddr,
+    ) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let outgoing = self.outgoing.take()?;
+        let transport = Transport {
+            inbox: self.inbox(),
+            book,
+            dialer,
+            address,
+        };
+        Some(transport.run(outgoing))
+    }
+
+    fn inbox(&self) -> Inbox {
         Inbox {
             raft_id: self.raft_id,
             inputs: self.inputs.clone(),

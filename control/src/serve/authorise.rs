@@ -11,8 +11,9 @@ use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
 use tower::Layer;
 
-use super::Identity;
 use super::connection::Caller;
+use super::forward::{self, Forged};
+use super::{Identity, Peer};
 use crate::store::{State, Store};
 
 /// Who may call a method.
@@ -24,12 +25,14 @@ enum Access {
     Node,
     /// Managers, and whoever may open the local socket.
     Manager,
+    /// Managers alone: what they say to each other.
+    Peer,
     /// Whoever may open the local socket, and nobody on the network.
     Local,
 }
 
 /// Every method there is.
-const METHODS: [(&str, Access); 22] = [
+const METHODS: [(&str, Access); 26] = [
     ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/RenewNodeCertificate", Access::Node),
@@ -40,6 +43,7 @@ const METHODS: [(&str, Access); 22] = [
     ("/swarm.v1.Control/ListNodes", Access::Manager),
     ("/swarm.v1.Control/GetNode", Access::Manager),
     ("/swarm.v1.Control/RemoveNode", Access::Manager),
+    ("/swarm.v1.Control/SetNodeRole", Access::Manager),
     ("/swarm.v1.Control/CreateService", Access::Manager),
     ("/swarm.v1.Control/UpdateService", Access::Manager),
     ("/swarm.v1.Control/RemoveService", Access::Manager),
@@ -51,6 +55,9 @@ const METHODS: [(&str, Access); 22] = [
     ("/swarm.v1.Control/GetNetwork", Access::Manager),
     ("/swarm.v1.Control/ListNetworks", Access::Manager),
     ("/swarm.v1.Control/ListTasks", Access::Manager),
+    ("/swarm.v1.Raft/Deliver", Access::Peer),
+    ("/swarm.v1.Raft/DeliverSnapshot", Access::Peer),
+    ("/swarm.v1.Managers/Join", Access::Peer),
     (
         "/swarm.v1.LocalControl/IssueManagerCertificate",
         Access::Local,
@@ -74,6 +81,8 @@ enum Denied {
         "node {0} was removed from the swarm: run `swarmctl swarm leave` on it, then join again"
     )]
     Removed(NodeId),
+    #[error(transparent)]
+    Forged(#[from] Forged),
 }
 
 impl From<Denied> for Status {
@@ -82,7 +91,7 @@ impl From<Denied> for Status {
         match denied {
             Denied::UnknownMethod => Self::unimplemented(text),
             Denied::NoCertificate => Self::unauthenticated(text),
-            Denied::NotManager | Denied::NotLocal | Denied::Removed(_) => {
+            Denied::NotManager | Denied::NotLocal | Denied::Removed(_) | Denied::Forged(_) => {
                 Self::permission_denied(text)
             }
         }
@@ -102,9 +111,12 @@ fn authorise(path: &str, identity: &Identity, state: &State) -> Result<(), Denie
         Identity::LocalOperator => {
             return match access {
                 Access::Anyone | Access::Manager | Access::Local => Ok(()),
-                Access::Node => Err(Denied::NoCertificate),
+                Access::Node | Access::Peer => Err(Denied::NoCertificate),
             };
         }
+        // A new manager knows nobody before it has been sent the log; until then a certificate under the
+        // swarm's root is all there is to go by.
+        Identity::Node { role, .. } if access == Access::Peer && state.cluster().is_none() => *role,
         Identity::Node { id, role } => {
             let node = state.node(id).ok_or_else(|| Denied::Removed(id.clone()))?;
             // A certificate from before a demotion is good for no more than the node is now.
@@ -113,8 +125,8 @@ fn authorise(path: &str, identity: &Identity, state: &State) -> Result<(), Denie
     };
     match access {
         Access::Anyone | Access::Node => Ok(()),
-        Access::Manager if role == Role::Manager => Ok(()),
-        Access::Manager => Err(Denied::NotManager),
+        Access::Manager | Access::Peer if role == Role::Manager => Ok(()),
+        Access::Manager | Access::Peer => Err(Denied::NotManager),
         Access::Local => Err(Denied::NotLocal),
     }
 }
@@ -156,16 +168,27 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let peer = (request.extensions().get::<Caller>()).map(|caller| caller.peer.clone());
-        let identity = peer.as_ref().map(|peer| peer.identity.clone());
-        let identity = identity.unwrap_or(Identity::Anonymous);
-        if let Some(peer) = peer {
-            request.extensions_mut().insert(peer);
-        }
+        let peer = peer.unwrap_or(Peer {
+            identity: Identity::Anonymous,
+            address: None,
+            forwarded_by: None,
+        });
         let path = request.uri().path();
-        let verdict = self.store.read(|state| authorise(path, &identity, state));
+        let verdict = self.store.read(|state| {
+            let is_manager = |id: &NodeId| {
+                let node = state.node(id);
+                node.is_some_and(|node| node.role == Role::Manager)
+            };
+            let caller = forward::caller(&peer, path, request.headers(), is_manager)?;
+            authorise(path, &caller.identity, state).map(|()| caller)
+        });
         match verdict {
-            Ok(()) => Box::pin(self.inner.call(request)),
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                Box::pin(self.inner.call(request))
+            }
             Err(denied) => {
+                let identity = &peer.identity;
                 tracing::debug!(%denied, ?identity, "refused a call");
                 let response = Status::from(denied).into_http();
                 Box::pin(std::future::ready(Ok(response)))

@@ -3,17 +3,22 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use swarm_api::convert::ConvertError;
 use swarm_api::v1;
 use swarm_api::v1::control_server::Control;
 use swarm_model::{
-    Cluster, ClusterSpec, JoinToken, NetworkSpec, NodeId, Role, ServiceId, ServiceSpec, Task,
+    Cluster, ClusterSpec, JoinToken, NetworkSpec, Node, NodeId, Role, ServiceId, ServiceSpec, Task,
 };
+use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
+use super::forward::Forwarder;
+use super::join_managers::reconfigure;
+use super::managers::{self, RoleOutcome};
 use super::refusal::{Refusal, outcome};
-use super::{lookup, networks, nodes, services};
+use super::{Identity, Peer, lookup, networks, nodes, services};
 use crate::clock;
 use crate::store::{State, Store};
 
@@ -22,7 +27,11 @@ use crate::store::{State, Store};
 pub(super) struct ControlService {
     pub(super) store: Store,
     pub(super) self_id: NodeId,
+    pub(super) forwarder: Forwarder,
 }
+
+/// Time that another manager gets to lead in place of this one.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(5);
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -30,13 +39,13 @@ type Answer<T> = Result<Response<T>, Status>;
 impl Control for ControlService {
     async fn get_cluster(
         &self,
-        _: Request<v1::GetClusterRequest>,
+        request: Request<v1::GetClusterRequest>,
     ) -> Answer<v1::GetClusterResponse> {
         let cluster = self.store.read(cluster)?;
         Ok(Response::new(v1::GetClusterResponse {
             id: cluster.id.to_string(),
             spec: Some((&cluster.spec).into()),
-            node_id: self.self_id.to_string(),
+            node_id: self.asked(&request).to_string(),
             version: cluster.meta.version,
             root_ca_pem: cluster.root_ca_pem.clone(),
         }))
@@ -65,12 +74,9 @@ impl Control for ControlService {
         &self,
         request: Request<v1::GetJoinTokenRequest>,
     ) -> Answer<v1::GetJoinTokenResponse> {
+        let asked = self.asked(&request);
         let v1::GetJoinTokenRequest { role, rotate } = request.into_inner();
-        let role = match v1::Role::try_from(role) {
-            Ok(v1::Role::Worker) => Role::Worker,
-            Ok(v1::Role::Manager) => Role::Manager,
-            Ok(v1::Role::Unspecified) | Err(_) => return Err(Refusal::Missing("role").into()),
-        };
+        let role = read_role(role)?;
         if rotate {
             let rotated = self
                 .store
@@ -85,7 +91,7 @@ impl Control for ControlService {
             tracing::info!(role = role.as_str(), "made a new join token");
         }
         let (cluster, address) = self.store.read(|state| {
-            let address = nodes::manager_address(state, &self.self_id).ok_or(Refusal::NotReady)?;
+            let address = nodes::manager_address(state, &asked).ok_or(Refusal::NotReady)?;
             Ok::<_, Refusal>((cluster(state)?, address))
         })?;
         let secret = match role {
@@ -98,21 +104,37 @@ impl Control for ControlService {
         }))
     }
 
-    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Answer<v1::ListNodesResponse> {
-        let nodes = self
-            .store
-            .read(|state| state.nodes().map(|node| (&**node).into()).collect());
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Answer<v1::ListNodesResponse> {
+        let members = self.store.members().borrow().clone();
+        // One that is still catching up is none to count on.
+        let counts = |id: &u64| members.voters.contains(id) && members.reachable.contains(id);
+        let (nodes, reachable_managers) = self.store.read(|state| {
+            let is_reachable = |node: &&Arc<Node>| {
+                let manager = node.manager.as_ref();
+                manager.is_some_and(|manager| counts(&manager.raft_id))
+            };
+            let managers = state.nodes().filter(is_reachable);
+            (
+                state.nodes().map(|node| (&**node).into()).collect(),
+                managers.map(|node| node.id.to_string()).collect(),
+            )
+        });
         Ok(Response::new(v1::ListNodesResponse {
             nodes,
-            self_id: self.self_id.to_string(),
+            self_id: self.asked(&request).to_string(),
+            reachable_managers,
         }))
     }
 
     async fn get_node(&self, request: Request<v1::GetNodeRequest>) -> Answer<v1::GetNodeResponse> {
+        let asked = self.asked(&request);
         let reference = request.into_inner().reference;
         let node = self
             .store
-            .read(|state| lookup::node(state, &reference, &self.self_id).cloned())?;
+            .read(|state| lookup::node(state, &reference, &asked).cloned())?;
         Ok(Response::new(v1::GetNodeResponse {
             node: Some((&*node).into()),
         }))
@@ -122,14 +144,67 @@ impl Control for ControlService {
         &self,
         request: Request<v1::RemoveNodeRequest>,
     ) -> Answer<v1::RemoveNodeResponse> {
+        let asked = self.asked(&request);
         let v1::RemoveNodeRequest { reference, force } = request.into_inner();
         let removed = self
             .store
-            .update(|state| nodes::remove(state, &reference, force, &self.self_id))
+            .update(|state| nodes::remove(state, &reference, force, &asked))
             .await;
         let id = outcome(removed)?;
         tracing::info!(node_id = %id, force, "removed a node");
         Ok(Response::new(v1::RemoveNodeResponse { id: id.to_string() }))
+    }
+
+    async fn set_node_role(
+        &self,
+        request: Request<v1::SetNodeRoleRequest>,
+    ) -> Answer<v1::SetNodeRoleResponse> {
+        let asked = self.asked(&request);
+        let peer = request.extensions().get::<Peer>().cloned();
+        let message = request.into_inner();
+        let role = read_role(message.role)?;
+        let decided = reconfigure(&self.store, |state, members| {
+            let nodes = (&asked, &self.self_id);
+            managers::set_role(
+                state,
+                members,
+                &message.reference,
+                role,
+                nodes,
+                clock::now(),
+            )
+        });
+        let (id, changed) = match decided.await? {
+            RoleOutcome::Changed(id) => (id, true),
+            RoleOutcome::Unchanged(id) => (id, false),
+            RoleOutcome::HandOver => {
+                let mut leadership = self.store.leadership();
+                self.store.hand_over();
+                let handed = leadership.wait_for(|now| !now.leader);
+                if timeout(HAND_OVER_DEADLINE, handed).await.is_err() {
+                    return Err(Refusal::Electing.into());
+                }
+                tracing::info!("handed over, to be demoted by the next leader");
+                // What `self` means is known here only.
+                let reference = self.store.read(|state| {
+                    lookup::node(state, &message.reference, &asked).map(|node| node.id.to_string())
+                })?;
+                let message = v1::SetNodeRoleRequest {
+                    reference,
+                    ..message
+                };
+                let caller = peer.map_or(Identity::LocalOperator, |peer| peer.identity);
+                let answer = self.forwarder.set_node_role(message, &caller).await?;
+                return Ok(Response::new(answer));
+            }
+        };
+        if changed {
+            tracing::info!(node_id = %id, role = role.as_str(), "a node has another role");
+        }
+        Ok(Response::new(v1::SetNodeRoleResponse {
+            id: id.to_string(),
+            changed,
+        }))
     }
 
     async fn create_service(
@@ -346,6 +421,13 @@ impl Control for ControlService {
 }
 
 impl ControlService {
+    /// The node whose manager was asked: this one, or the one that forwarded the call.
+    fn asked<T>(&self, request: &Request<T>) -> NodeId {
+        let peer = request.extensions().get::<Peer>();
+        let forwarded_by = peer.and_then(|peer| peer.forwarded_by.clone());
+        forwarded_by.unwrap_or_else(|| self.self_id.clone())
+    }
+
     /// The service as it is after a change of it.
     fn read_service(&self, id: &ServiceId) -> Result<v1::Service, Refusal> {
         self.store.read(|state| {
@@ -355,6 +437,14 @@ impl ControlService {
             })?;
             Ok((&**service).into())
         })
+    }
+}
+
+fn read_role(role: i32) -> Result<Role, Refusal> {
+    match v1::Role::try_from(role) {
+        Ok(v1::Role::Worker) => Ok(Role::Worker),
+        Ok(v1::Role::Manager) => Ok(Role::Manager),
+        Ok(v1::Role::Unspecified) | Err(_) => Err(Refusal::Missing("role")),
     }
 }
 

@@ -155,6 +155,7 @@ async fn shake_hands(
     let peer = Peer {
         identity,
         address: Some(address.ip().to_canonical()),
+        forwarded_by: None,
     };
     let stream = Stream::Tls(Box::new(stream));
     Ok(Connection::new(stream, peer, lease, (permit, place)))

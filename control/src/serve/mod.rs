@@ -3,7 +3,7 @@
 //!
 //! A connection goes this way: [`listen`] accepts it and finishes TLS, [`peer`] says who is there,
 //! [`authorise`] lets a call pass or not, and a service answers it. What a call changes is decided
-//! in pure functions over the store's state ([`services`], [`nodes`], [`lookup`]).
+//! in pure functions over the store's state ([`services`], [`nodes`], [`managers`], [`lookup`]).
 //!
 //! Invariants:
 //! * Who calls is known from the connection alone, once, before the first byte of a request.
@@ -11,19 +11,24 @@
 //! * Whatever a caller did wrong is told in words that name the remedy, and changed nothing.
 //! * No connection outlives the certificate that it was opened with, or the one that the node was
 //!   given on it instead.
+//! * What only the leader can answer is asked of it in the caller's name ([`forward`]); only managers
+//!   may call in another's name.
 //!
-//! Deliberately absent: forwarding to the leader (there is one manager), the user's own
-//! certificates, HTTP/1.
+//! Deliberately absent: the user's own certificates, HTTP/1.
 
 mod authorise;
 mod cluster;
 mod connection;
 mod control;
+mod dial;
+mod forward;
+mod join_managers;
 mod lease;
 mod leases;
 mod listen;
 mod local_control;
 mod lookup;
+mod managers;
 pub(crate) mod networks;
 mod node_ca;
 pub(crate) mod nodes;
@@ -37,6 +42,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use dial::{DialError, Dialer};
 pub(crate) use peer::{Identity, Peer};
 pub(crate) use rate::TokenBucket;
 pub(crate) use refusal::Refusal;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swarm_api::v1;
 use swarm_api::v1::node_ca_server::NodeCa;
-use swarm_model::{NodeId, Role, Timestamp};
+use swarm_model::{NodeId, Timestamp};
 use tonic::{Request, Response, Status};
 
 use super::connection::Caller;
@@ -56,9 +56,6 @@ impl NodeCaService {
             .read(|state| state.cluster().cloned())
             .ok_or(Refusal::NotReady)?;
         let role = admit(&cluster, &request.token)?;
-        if role == Role::Manager {
-            return Err(Refusal::ManagerJoin);
-        }
         let mut rng = rand::rng();
         let subject = Subject {
             node_id: NodeId::random(&mut rng),
@@ -145,7 +142,7 @@ impl NodeCa for NodeCaService {
             .update(|state| {
                 // The token may have been rotated since.
                 admit(state.cluster().ok_or(Refusal::NotReady)?, &request.token)?;
-                let node = nodes::admit(state, subject.node_id.clone(), now)?;
+                let node = nodes::admit(state, subject.node_id.clone(), subject.role, now)?;
                 Ok((vec![node.into()], ()))
             })
             .await;

@@ -9,19 +9,28 @@ use swarm_model::{
 };
 
 use super::lookup::{self, display_name};
+use super::managers::check_room;
 use super::refusal::Refusal;
 use crate::store::{Change, State};
 
 /// Most nodes: ten times what is meant, and a bound on what a leaked token can fill the store with.
 const MAX_NODES: usize = 10_000;
 
-/// A worker that has just been given its certificate.
-pub(crate) fn admit(state: &State, id: NodeId, now: Timestamp) -> Result<Node, Refusal> {
+/// A node that has just been given its certificate.
+pub(crate) fn admit(
+    state: &State,
+    id: NodeId,
+    role: Role,
+    now: Timestamp,
+) -> Result<Node, Refusal> {
     if state.nodes().count() >= MAX_NODES {
         return Err(Refusal::TooManyNodes(MAX_NODES));
     }
     if state.node(&id).is_some() {
         return Err(Refusal::NodeIdTaken(id));
+    }
+    if role == Role::Manager {
+        check_room(state)?;
     }
     Ok(Node {
         id,
@@ -31,7 +40,7 @@ pub(crate) fn admit(state: &State, id: NodeId, now: Timestamp) -> Result<Node, R
             updated_at: now,
         },
         spec: NodeSpec::default(),
-        role: Role::Worker,
+        role,
         description: NodeDescription::default(),
         status: NodeStatus {
             state: NodeState::Unknown,
@@ -43,8 +52,8 @@ pub(crate) fn admit(state: &State, id: NodeId, now: Timestamp) -> Result<Node, R
     })
 }
 
-/// Forgets the node that `reference` means: a worker that is down, or any with `force`. Its
-/// certificate is refused from then on.
+/// Forgets the node that `reference` means: one that is down, or any with `force`, unless it is a member
+/// of the log. Its certificate is refused from then on.
 pub(crate) fn remove(
     state: &State,
     reference: &str,
@@ -53,7 +62,7 @@ pub(crate) fn remove(
 ) -> Result<(Vec<Change>, NodeId), Refusal> {
     let node = lookup::node(state, reference, self_id)?;
     let name = display_name(node).to_owned();
-    if node.role == Role::Manager {
+    if node.manager.is_some() {
         return Err(Refusal::NodeIsManager(name));
     }
     if node.status.state != NodeState::Down && !force {

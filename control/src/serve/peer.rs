@@ -29,8 +29,10 @@ pub(crate) enum Identity {
 pub(crate) struct Peer {
     /// Who it is.
     pub(crate) identity: Identity,
-    /// Where it calls from; none on the local socket.
+    /// Where it calls from; none on the local socket, and where another manager forwarded the call.
     pub(crate) address: Option<IpAddr>,
+    /// The manager that forwarded the call, if one did: who calls is what it says.
+    pub(crate) forwarded_by: Option<NodeId>,
 }
 
 /// A certificate under our root that is not one of our nodes'.

@@ -154,17 +154,68 @@ pub(crate) enum Refusal {
         state: &'static str,
     },
     /// Managers hold the log.
-    #[error("node {0} is a manager, and managers cannot be removed by this version")]
+    #[error("node {0} is a manager; demote it first with `swarmctl node demote {0}`")]
     NodeIsManager(String),
+    /// Only managers hold the log.
+    #[error("node {0} is not a manager; promote it first with `swarmctl node promote {0}`")]
+    NotAManager(String),
+    /// Somebody has to hold the log.
+    #[error(
+        "node {0} is the last manager of the swarm: promote another node first with `swarmctl node \
+         promote`"
+    )]
+    LastManager(String),
+    /// What is left could decide nothing.
+    #[error(
+        "manager {name} cannot be demoted: of the {left} managers that would be left {needed} are \
+         needed, and {reachable} can be reached; bring others back, or promote more, first"
+    )]
+    QuorumLoss {
+        /// Its host name or id.
+        name: String,
+        /// Managers without it.
+        left: usize,
+        /// Those of them that are heard.
+        reachable: usize,
+        /// How many are needed.
+        needed: usize,
+    },
+    /// As many as are of use.
+    #[error("the swarm has {0} managers, the most there can be; demote one first")]
+    TooManyManagers(usize),
+    /// More likely a broken source of randomness than chance.
+    #[error("the number {0} of the new manager is taken or none: let it choose another")]
+    RaftIdTaken(u64),
+    /// A manager that the others cannot call.
+    #[error(
+        "the other managers cannot reach this one at {0}: check the address that it advertises, and \
+         that nothing between them keeps TCP from that port"
+    )]
+    NotDialable(std::net::SocketAddr),
+    /// Most managers are gone.
+    #[error(
+        "the swarm has lost its quorum: {needed} of its {managers} managers are needed and {reachable} \
+         can be reached; not reached: {}; what runs goes on running, and nothing can be changed until \
+         they are back", .missing.join(", ")
+    )]
+    NoQuorum {
+        /// All managers.
+        managers: usize,
+        /// How many are needed.
+        needed: usize,
+        /// Those that are heard.
+        reachable: usize,
+        /// Names and addresses of the others.
+        missing: Vec<String>,
+    },
+    /// It takes a second or two.
+    #[error(
+        "the swarm has no leader just now, its managers are choosing one: try again in a moment"
+    )]
+    Electing,
     /// The join token is not accepted.
     #[error(transparent)]
     Token(#[from] Refused),
-    /// Only one manager, so far.
-    #[error(
-        "joining more managers is not supported by this version; join with the worker token, which \
-         `swarmctl swarm join-token worker` prints"
-    )]
-    ManagerJoin,
     /// Only nodes have certificates to renew.
     #[error("only a node of the swarm can renew its certificate")]
     NotNode,
@@ -225,7 +276,11 @@ impl Refusal {
             | Self::IngressNetwork
             | Self::NodeNotDown { .. }
             | Self::NodeIsManager(_)
-            | Self::ManagerJoin => Code::FailedPrecondition,
+            | Self::NotAManager(_)
+            | Self::LastManager(_)
+            | Self::QuorumLoss { .. }
+            | Self::TooManyManagers(_)
+            | Self::NotDialable(_) => Code::FailedPrecondition,
             Self::Token(Refused::OtherSwarm | Refused::Secret) => Code::PermissionDenied,
             Self::NotNode => Code::PermissionDenied,
             Self::TooManyJoins
@@ -234,7 +289,11 @@ impl Refusal {
             | Self::Network(NoNetwork::NoSubnet | NoNetwork::NoVni) => Code::ResourceExhausted,
             Self::Issue(error) if error.is_callers_fault() => Code::InvalidArgument,
             Self::Issue(_) => Code::Internal,
-            Self::NodeIdTaken(_) | Self::NotReady => Code::Unavailable,
+            Self::NodeIdTaken(_)
+            | Self::NotReady
+            | Self::RaftIdTaken(_)
+            | Self::NoQuorum { .. }
+            | Self::Electing => Code::Unavailable,
         }
     }
 }

@@ -7,7 +7,9 @@ use rustls::ServerConfig;
 use swarm_api::v1::control_server::ControlServer;
 use swarm_api::v1::dispatcher_server::{Dispatcher, DispatcherServer};
 use swarm_api::v1::local_control_server::LocalControlServer;
+use swarm_api::v1::managers_server::ManagersServer;
 use swarm_api::v1::node_ca_server::NodeCaServer;
+use swarm_api::v1::raft_server::{Raft, RaftServer};
 use swarm_model::{ClusterId, NodeId};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
@@ -20,9 +22,11 @@ use tower::layer::util::{Identity as NoLayer, Stack};
 use super::authorise::AuthoriseLayer;
 use super::connection::Connection;
 use super::control::ControlService;
+use super::forward::{ForwardLayer, Forwarder};
+use super::join_managers::ManagersService;
 use super::local_control::LocalControlService;
 use super::node_ca::NodeCaService;
-use super::{listen, socket};
+use super::{Dialer, listen, socket};
 use crate::store::Store;
 
 /// Largest message read from a node or a person: a service spec at its bounds, or the statuses of
@@ -50,7 +54,7 @@ const PING_DEADLINE: Duration = Duration::from_secs(10);
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What is served on the network.
-pub(crate) struct Network<D> {
+pub(crate) struct Network<D, R> {
     /// Where connections arrive.
     pub(crate) listener: TcpListener,
     /// Newest TLS configuration; each connection takes the one of its moment.
@@ -61,11 +65,15 @@ pub(crate) struct Network<D> {
     pub(crate) self_id: NodeId,
     /// Who talks with the agents.
     pub(crate) dispatcher: D,
+    /// Who takes Raft's messages.
+    pub(crate) raft: R,
+    /// Connects to other managers.
+    pub(crate) dialer: Dialer,
 }
 
 /// Serves nodes and remote managers until `stop`; then open calls get a moment to end.
-pub(crate) async fn serve_network<D: Dispatcher>(
-    network: Network<D>,
+pub(crate) async fn serve_network<D: Dispatcher, R: Raft>(
+    network: Network<D, R>,
     store: Store,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -75,12 +83,24 @@ pub(crate) async fn serve_network<D: Dispatcher>(
         cluster_id,
         self_id,
         dispatcher,
+        raft,
+        dialer,
     } = network;
+    let forwarder = Forwarder::new(store.clone(), self_id.clone(), dialer.clone());
     let control = ControlService {
         store: store.clone(),
         self_id,
+        forwarder: forwarder.clone(),
     };
-    let router = builder(&store)
+    let managers = ManagersService {
+        store: store.clone(),
+        dialer,
+    };
+    let router = builder(&store, forwarder)
+        .add_service(RaftServer::new(raft).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(
+            ManagersServer::new(managers).max_decoding_message_size(MAX_JOIN_MESSAGE_BYTES),
+        )
         .add_service(
             NodeCaServer::new(NodeCaService::new(store.clone()))
                 .max_decoding_message_size(MAX_JOIN_MESSAGE_BYTES),
@@ -97,17 +117,20 @@ pub(crate) async fn serve_local(
     listener: UnixListener,
     self_id: NodeId,
     store: Store,
+    dialer: Dialer,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let forwarder = Forwarder::new(store.clone(), self_id.clone(), dialer);
     let control = ControlService {
         store: store.clone(),
         self_id: self_id.clone(),
+        forwarder: forwarder.clone(),
     };
     let local = LocalControlService {
         store: store.clone(),
         self_id,
     };
-    let router = builder(&store)
+    let router = builder(&store, forwarder)
         .add_service(ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(
             LocalControlServer::new(local).max_decoding_message_size(MAX_JOIN_MESSAGE_BYTES),
@@ -116,16 +139,18 @@ pub(crate) async fn serve_local(
     serve(router, connections, socket::accept(listener, ready), stop).await
 }
 
-type Authorising = Stack<AuthoriseLayer, NoLayer>;
+type Authorising = Stack<ForwardLayer, Stack<AuthoriseLayer, NoLayer>>;
 
-fn builder(store: &Store) -> Server<Authorising> {
+fn builder(store: &Store, forwarder: Forwarder) -> Server<Authorising> {
     Server::builder()
         .concurrency_limit_per_connection(MAX_CONCURRENT_CALLS)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_DEADLINE))
         .timeout(CALL_DEADLINE)
+        // The outer one first.
         .layer(AuthoriseLayer(store.clone()))
+        .layer(ForwardLayer(forwarder))
 }
 
 async fn serve(

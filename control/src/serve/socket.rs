@@ -83,6 +83,7 @@ pub(super) async fn accept(listener: UnixListener, ready: mpsc::Sender<io::Resul
                 let peer = Peer {
                     identity: Identity::LocalOperator,
                     address: None,
+                    forwarded_by: None,
                 };
                 let stream = Stream::Unix(stream);
                 let connection = Connection::new(stream, peer, Lease::new(None), (permit, None));

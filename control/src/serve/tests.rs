@@ -6,6 +6,7 @@ mod matrix;
 mod membership;
 mod network;
 mod networks;
+mod peers;
 mod sessions;
 
 pub(super) use matrix::methods;

@@ -1,7 +1,9 @@
 //! What people and joining nodes ask for, and what it changes: the functions behind the API.
 
 use rand::Rng;
-use swarm_model::{Availability, NetworkSpec, Node, NodeId, ServiceMode, ServiceSpec, Timestamp};
+use swarm_model::{
+    Availability, NetworkSpec, Node, NodeId, Role, ServiceMode, ServiceSpec, Timestamp,
+};
 
 use crate::serve::{Refusal, networks, nodes, services};
 use crate::store::{Change, MemberChange, State};
@@ -105,7 +107,9 @@ impl Request {
                 networks::remove(state, name).map(|(changes, _id)| changes)
             }
             Self::AddMember(_) | Self::RemoveMember(_) => Ok(Vec::new()),
-            Self::Admit(id) => Ok(vec![nodes::admit(state, id.clone(), now)?.into()]),
+            Self::Admit(id) => Ok(vec![
+                nodes::admit(state, id.clone(), Role::Worker, now)?.into(),
+            ]),
             Self::SetAvailability { node, availability } => {
                 let current = state.node(node);
                 let current = current.ok_or_else(|| not_found("node", node.as_str()))?;

@@ -241,6 +241,7 @@ impl Node {
             node_id,
             channel: channel.subscribe(),
             connector,
+            now: Arc::default(),
         };
         let renewals = renewer.run(first.clone());
         let stopped = stop.clone();

@@ -96,6 +96,7 @@ impl Manager {
                 role: Role::Worker,
             },
             address: Some([192, 0, 2, 99].into()),
+            forwarded_by: None,
         };
         let identify = move |mut request: Request<()>| {
             request.extensions_mut().insert(peer.clone());
@@ -168,8 +169,10 @@ impl Manager {
                     }
                     message = agent.incoming.message() => {
                         let Ok(Some(message)) = message else { return };
-                        let Some(FromManager::Assignments(assignments)) = message.message else {
-                            panic!("a second welcome");
+                        let assignments = match message.message {
+                            Some(FromManager::Assignments(assignments)) => assignments,
+                            Some(FromManager::Standing(_)) => continue,
+                            other => panic!("{other:?} are no assignments"),
                         };
                         agent.obey(&assignments).await;
                         agent.applied(assignments.generation).await;
@@ -261,9 +264,12 @@ impl Agent {
     }
 
     async fn assignments(&mut self) -> v1::Assignments {
-        match self.next().await.expect("assignments").message {
-            Some(FromManager::Assignments(assignments)) => assignments,
-            other => panic!("{other:?} are no assignments"),
+        loop {
+            match self.next().await.expect("assignments").message {
+                Some(FromManager::Assignments(assignments)) => return assignments,
+                Some(FromManager::Standing(_)) => {}
+                other => panic!("{other:?} are no assignments"),
+            }
         }
     }
 
@@ -654,4 +660,41 @@ async fn a_node_that_opens_sessions_without_end_is_refused_and_others_are_not() 
     let mut last = opened.pop().expect("some were opened");
     last.next().await.expect("a welcome");
     Agent::open(&mut manager, &nodes[1]).await;
+}
+
+#[tokio::test]
+async fn a_session_is_told_the_nodes_role_and_the_managers_whenever_they_change() {
+    let mut manager = Manager::start(&["h1", "h2"]).await;
+    let [first, node] = [0, 1].map(|at| manager.nodes[at].clone());
+    let mut agent = Agent::open(&mut manager, &node).await;
+    let mut standing = async || loop {
+        if let Some(FromManager::Standing(told)) = agent.next().await.expect("news").message {
+            return told;
+        }
+    };
+    let told = standing().await;
+    assert_eq!(told.role(), v1::Role::Worker);
+
+    let change = |id: &NodeId, change: fn(&mut Node)| {
+        let mut node = manager
+            .store
+            .read(|state| Node::clone(state.node(id).expect("there")));
+        change(&mut node);
+        put(&manager.store, vec![node.into()])
+    };
+    change(&node, |node| node.role = Role::Manager).await;
+    assert_eq!(standing().await.role(), v1::Role::Manager);
+    change(&first, |node| {
+        node.manager = Some(swarm_model::ManagerStatus {
+            raft_id: 7,
+            address: ([192, 0, 2, 7], 2377).into(),
+            leader: false,
+        });
+    })
+    .await;
+    let told = standing().await;
+    assert_eq!(
+        told.managers.first().map(String::as_str),
+        Some("192.0.2.7:2377")
+    );
 }

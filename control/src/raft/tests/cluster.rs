@@ -89,12 +89,14 @@ impl Cluster {
 
     /// Carries messages until there are none.
     pub(super) fn settle(&mut self) {
+        let mut reports = Vec::new();
         loop {
+            let due = std::mem::take(&mut reports);
             let mut messages: Vec<Message> = Vec::new();
             for running in self.members.values_mut() {
                 messages.extend(running.member.run().unwrap());
             }
-            if messages.is_empty() {
+            if messages.is_empty() && due.is_empty() {
                 return;
             }
             for message in messages {
@@ -108,10 +110,14 @@ impl Cluster {
                 // What the transport would say.
                 let sender = self.member(from);
                 if snapshot {
-                    sender.member.snapshot_sent(to, arrived);
+                    // Later than the answer of the one that has it, as it may come.
+                    reports.push((from, to, arrived));
                 } else if !arrived {
                     sender.member.unreachable(to);
                 }
+            }
+            for (from, to, arrived) in due {
+                self.member(from).member.snapshot_sent(to, arrived);
             }
         }
     }

@@ -13,6 +13,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use swarm_api::v1;
 use swarm_api::v1::dispatcher_server::Dispatcher;
+use swarm_api::v1::raft_server::Raft;
 use swarm_model::{
     Cluster, ClusterId, ClusterSpec, ManagerStatus, Meta, Node, NodeDescription, NodeId, NodeSpec,
     NodeState, NodeStatus, Role, Timestamp, random_base36,
@@ -30,7 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::ca::{Authority, OwnCertificate, Subject, Term, new_root};
 use crate::clock;
-use crate::serve::{Network, bind_socket, serve_local, serve_network};
+use crate::serve::{Dialer, Network, bind_socket, serve_local, serve_network};
 use crate::store::{Change, Store};
 
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
@@ -76,6 +77,7 @@ impl Manager {
         )
         .unwrap();
         let (tls, tls_receiver) = watch::channel(Arc::new(certificate.server));
+        let dialer = Dialer::new(watch::channel(Arc::new(certificate.client)).1);
         let socket = directory.path().join("control.sock");
         let local = bind_socket(&socket).unwrap();
         let stop = CancellationToken::new();
@@ -86,12 +88,15 @@ impl Manager {
             cluster_id: cluster.id.clone(),
             self_id: self_id.clone(),
             dispatcher: Silent,
+            raft: Deaf,
+            dialer: dialer.clone(),
         };
         tasks.spawn(serve_network(network, store.clone(), stop.clone()));
         tasks.spawn(serve_local(
             local,
             self_id.clone(),
             store.clone(),
+            dialer,
             stop.clone(),
         ));
         Self {
@@ -283,6 +288,29 @@ impl Dispatcher for Silent {
         &self,
         _: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        Ok(Response::new(Box::pin(tokio_stream::pending())))
+    }
+}
+
+/// Takes no message of other managers; the real one is tested where it is.
+pub(super) struct Deaf;
+
+#[tonic::async_trait]
+impl Raft for Deaf {
+    type DeliverStream = Pin<Box<dyn Stream<Item = Result<v1::RaftReceipt, Status>> + Send>>;
+    type DeliverSnapshotStream = Self::DeliverStream;
+
+    async fn deliver(
+        &self,
+        _: Request<Streaming<v1::RaftDelivery>>,
+    ) -> Result<Response<Self::DeliverStream>, Status> {
+        Ok(Response::new(Box::pin(tokio_stream::pending())))
+    }
+
+    async fn deliver_snapshot(
+        &self,
+        _: Request<Streaming<v1::RaftSnapshotPart>>,
+    ) -> Result<Response<Self::DeliverStream>, Status> {
         Ok(Response::new(Box::pin(tokio_stream::pending())))
     }
 }

@@ -17,6 +17,8 @@ enum Meant {
     Anyone,
     Nodes,
     Managers,
+    /// Managers by certificate; not the local socket.
+    Peers,
     Local,
     /// Not a manager's to answer.
     Nobody,
@@ -45,6 +47,7 @@ fn meant(method: &str) -> Meant {
         ("swarm.v1.NodeCa", "GetRootCertificate" | "IssueNodeCertificate") => Meant::Anyone,
         ("swarm.v1.NodeCa", "RenewNodeCertificate") | ("swarm.v1.Dispatcher", _) => Meant::Nodes,
         ("swarm.v1.Control", _) => Meant::Managers,
+        ("swarm.v1.Raft" | "swarm.v1.Managers", _) => Meant::Peers,
         ("swarm.v1.LocalControl", _) => Meant::Local,
         // The agent's own socket; then what no protocol file has.
         ("swarm.v1.LocalAgent", _) | ("grpc.health.v1.Health", _) => Meant::Nobody,
@@ -118,7 +121,7 @@ async fn every_method_from_every_kind_of_caller() {
         move |meant| match meant {
             Meant::Anyone => Passed,
             Meant::Nodes => nodes,
-            Meant::Managers => managers,
+            Meant::Managers | Meant::Peers => managers,
             Meant::Local => local,
             Meant::Nobody => unknown,
         }
@@ -179,7 +182,7 @@ async fn every_method_from_every_kind_of_caller() {
     }
     // What is for the network is not served there, whoever asks.
     check("local operator", &manager.local(), |meant| match meant {
-        Meant::Nodes => anonymous,
+        Meant::Nodes | Meant::Peers => anonymous,
         Meant::Managers | Meant::Local => Passed,
         Meant::Anyone | Meant::Nobody => unknown,
     })

@@ -82,13 +82,6 @@ async fn whoever_may_not_join_is_told_why_and_leaves_no_trace() {
              worker` prints on a manager of this swarm",
         ),
         (
-            &manager.token(Role::Manager),
-            csr,
-            Code::FailedPrecondition,
-            "joining more managers is not supported by this version; join with the worker token, \
-             which `swarmctl swarm join-token worker` prints",
-        ),
-        (
             &good,
             b"garbage".to_vec(),
             Code::InvalidArgument,
@@ -105,6 +98,31 @@ async fn whoever_may_not_join_is_told_why_and_leaves_no_trace() {
         assert_eq!((error.code(), error.message()), (code, text));
     }
     assert_eq!(manager.store.read(|state| state.nodes().count()), 1);
+}
+
+#[tokio::test]
+async fn a_manager_joins_with_the_manager_token_until_there_are_seven() {
+    let manager = Manager::start().await;
+    let token = manager.token(Role::Manager);
+    for _ in 1..7 {
+        let answer = join(&manager, &token, request().0).await.unwrap();
+        assert_eq!(answer.role(), v1::Role::Manager);
+        let subject = subject_of(&answer.certificate_chain_pem);
+        assert_eq!(subject.role, Role::Manager);
+        let node = manager
+            .store
+            .read(|state| state.node(&subject.node_id).cloned());
+        let node = node.unwrap();
+        assert_eq!((node.role, &node.manager), (Role::Manager, &None));
+    }
+    let error = join(&manager, &token, request().0).await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.message()),
+        (
+            Code::FailedPrecondition,
+            "the swarm has 7 managers, the most there can be; demote one first"
+        )
+    );
 }
 
 #[tokio::test]
@@ -205,7 +223,7 @@ async fn nodes_are_removed_when_they_are_down_or_by_force() {
             (error.code(), error.message()),
             (
                 Code::FailedPrecondition,
-                "node h1 is a manager, and managers cannot be removed by this version"
+                "node h1 is a manager; demote it first with `swarmctl node demote h1`"
             )
         );
     }

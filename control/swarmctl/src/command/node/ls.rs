@@ -1,7 +1,9 @@
 //! `swarmctl node ls`.
 
+use std::collections::BTreeSet;
+
 use swarm_api::v1;
-use swarm_model::{Node, NodeState};
+use swarm_model::Node;
 
 use crate::connect::{Sockets, answer, request};
 use crate::table::{ListOptions, Table, capitalised};
@@ -22,6 +24,7 @@ impl Ls {
                 .list_nodes(request(v1::ListNodesRequest {}))
                 .await,
         )?;
+        let reachable: BTreeSet<_> = found.reachable_managers.into_iter().collect();
         let mut rows = Vec::with_capacity(found.nodes.len());
         for node in found.nodes {
             let node = Node::try_from(node)?;
@@ -35,7 +38,7 @@ impl Ls {
                 node.description.hostname.clone(),
                 capitalised(node.status.state.as_str()),
                 capitalised(node.spec.availability.as_str()),
-                manager_status(&node),
+                manager_status(&node, reachable.contains(node.id.as_str())),
                 node.description.agent_version.clone(),
             ]);
         }
@@ -56,11 +59,12 @@ impl Ls {
     }
 }
 
-fn manager_status(node: &Node) -> String {
+/// In Docker's words; `is_reachable` as the leader sees it.
+fn manager_status(node: &Node, is_reachable: bool) -> String {
     let text = match &node.manager {
         None => "",
         Some(manager) if manager.leader => "Leader",
-        Some(_) if node.status.state == NodeState::Ready => "Reachable",
+        Some(_) if is_reachable => "Reachable",
         Some(_) => "Unreachable",
     };
     text.to_owned()

@@ -3,6 +3,7 @@
 mod inspect;
 mod ls;
 mod rm;
+mod role;
 
 use crate::connect::Sockets;
 
@@ -13,6 +14,10 @@ pub(crate) enum NodeCommand {
     Ls(ls::Ls),
     /// Show everything about nodes, as JSON
     Inspect(inspect::Inspect),
+    /// Make nodes managers
+    Promote(role::Promote),
+    /// Make managers workers
+    Demote(role::Demote),
     /// Remove nodes that are down or have left
     Rm(rm::Rm),
 }
@@ -22,6 +27,8 @@ impl NodeCommand {
         match self {
             Self::Ls(verb) => verb.run(sockets).await,
             Self::Inspect(verb) => verb.run(sockets).await,
+            Self::Promote(verb) => verb.run(sockets).await,
+            Self::Demote(verb) => verb.run(sockets).await,
             Self::Rm(verb) => verb.run(sockets).await,
         }
     }

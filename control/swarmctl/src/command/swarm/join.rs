@@ -7,7 +7,7 @@ use crate::connect::{Sockets, answer, request};
 /// Joins a swarm.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Join {
-    /// What `swarmctl swarm join-token worker` prints on a manager
+    /// What `swarmctl swarm join-token` prints on a manager; it decides the role
     #[arg(long)]
     token: String,
     /// Address or interface of this host that the others dial (the one towards the manager by

@@ -1,0 +1,190 @@
+//! A node's role and its managers, as the swarm tells them: kept for the next start, and acted on.
+//!
+//! | from | to | what happens |
+//! |---|---|---|
+//! | worker | manager | a manager's certificate, then swarm-control is started and joins the others |
+//! | manager | worker | swarm-control ends and its state is removed, then a worker's certificate |
+//!
+//! Tasks and networks notice nothing. What breaks off half way begins again: `node.json` names the new
+//! role once everything else is done.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_model::Role;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::address::{DEFAULT_PORT, unspecified};
+use super::control_process::{ControlError, ControlProcess, Running};
+use crate::config::Config;
+use crate::identity::{Connector, Membership, StateError, StateStore};
+use crate::session::Report;
+
+/// Time for a certificate of another role; then it is asked for again.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Pause after a change of role that failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Why the node has not taken up its role.
+#[derive(Debug, thiserror::Error)]
+enum RoleError {
+    #[error("no certificate of the new role within {} s", RENEWAL_TIMEOUT.as_secs())]
+    NoCertificate,
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// A swarm-control that is kept up.
+pub(super) struct Supervised {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Supervised {
+    /// Keeps `running` up until `stop`, or until it is ended.
+    pub(super) fn new(process: ControlProcess, running: Running, stop: &CancellationToken) -> Self {
+        let stop = stop.child_token();
+        let task = tokio::spawn(process.supervise(running, stop.clone()));
+        Self { stop, task }
+    }
+
+    /// Ends it, and waits for that.
+    pub(super) async fn end(self) {
+        self.stop.cancel();
+        // It ends however the process does.
+        let _ = self.task.await;
+    }
+}
+
+/// What follows the role.
+pub(super) struct RoleKeeper {
+    pub(super) config: Config,
+    pub(super) state: StateStore,
+    pub(super) membership: watch::Sender<Membership>,
+    pub(super) report: watch::Receiver<Report>,
+    /// Asks for a new certificate now.
+    pub(super) renew: Arc<Notify>,
+    /// Changes when there is one.
+    pub(super) connector: watch::Receiver<Connector>,
+    pub(super) control: Option<Supervised>,
+    pub(super) stop: CancellationToken,
+}
+
+impl RoleKeeper {
+    /// Follows the report until `stop`; then ends swarm-control.
+    pub(super) async fn run(mut self) {
+        let stop = self.stop.clone();
+        loop {
+            self.keep_managers();
+            let told = self.report.borrow_and_update().role;
+            let now = self.membership.borrow().role;
+            let mut failed = false;
+            if let Some(role) = told.filter(|role| *role != now) {
+                tracing::info!(role = role.as_str(), "this node is given another role");
+                let changed = tokio::select! {
+                    changed = self.change(role) => changed,
+                    () = stop.cancelled() => break,
+                };
+                match changed {
+                    Ok(()) => tracing::info!(role = role.as_str(), "this node has its new role"),
+                    Err(error) => {
+                        failed = true;
+                        let error = crate::error_text(&error);
+                        tracing::warn!(error, "cannot take up the new role yet");
+                    }
+                }
+            }
+            tokio::select! {
+                changed = self.report.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(RETRY_INTERVAL), if failed => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        if let Some(control) = self.control.take() {
+            control.end().await;
+        }
+    }
+
+    fn keep_managers(&mut self) {
+        let managers = self.report.borrow().managers.clone();
+        let mut membership = self.membership.borrow().clone();
+        if managers.is_empty() || managers == membership.managers {
+            return;
+        }
+        membership.managers = managers;
+        if let Err(error) = self.state.save_membership(&membership) {
+            let error = crate::error_text(&error);
+            tracing::warn!(error, "cannot keep the list of managers");
+        }
+        self.membership.send_replace(membership);
+    }
+
+    async fn change(&mut self, role: Role) -> Result<(), RoleError> {
+        match role {
+            Role::Manager => {
+                self.renewed().await?;
+                let mut membership = self.membership.borrow().clone();
+                let (listen, advertise) = addresses(&membership);
+                membership.listen_address = Some(listen);
+                membership.advertise_address = Some(advertise);
+                membership.role = role;
+                if self.control.is_none() {
+                    let process =
+                        ControlProcess::new(&self.config, listen, advertise)?.member(&membership);
+                    if let Some((_, credentials)) = self.state.load()? {
+                        process.give_certificate(&credentials)?;
+                    }
+                    let running = process.spawn(None)?;
+                    self.control = Some(Supervised::new(process, running, &self.stop));
+                }
+                self.keep(membership)
+            }
+            Role::Worker => {
+                if let Some(control) = self.control.take() {
+                    control.end().await;
+                }
+                self.state.clear_control()?;
+                let mut membership = self.membership.borrow().clone();
+                membership.role = role;
+                self.keep(membership)?;
+                // What the old one allows is decided by the node's role, so this may come last.
+                self.renewed().await
+            }
+        }
+    }
+
+    fn keep(&mut self, membership: Membership) -> Result<(), RoleError> {
+        self.state.save_membership(&membership)?;
+        self.membership.send_replace(membership);
+        Ok(())
+    }
+
+    /// Waits for a new certificate.
+    async fn renewed(&mut self) -> Result<(), RoleError> {
+        self.connector.mark_unchanged();
+        self.renew.notify_one();
+        let changed = tokio::time::timeout(RENEWAL_TIMEOUT, self.connector.changed());
+        match changed.await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(RoleError::NoCertificate),
+        }
+    }
+}
+
+/// Where a manager on this node listens and is dialled.
+pub(super) fn addresses(membership: &Membership) -> (SocketAddr, SocketAddr) {
+    let default = SocketAddr::new(membership.data_path_address, DEFAULT_PORT);
+    let advertise = membership.advertise_address.unwrap_or(default);
+    let listen = membership.listen_address;
+    let listen = listen.unwrap_or(SocketAddr::new(
+        unspecified(advertise.ip()),
+        advertise.port(),
+    ));
+    (listen, advertise)
+}

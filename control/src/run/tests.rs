@@ -1,0 +1,425 @@
+//! Whole managers in one process, over real TLS on the loopback, each with a log of its own on disk.
+
+use std::collections::BTreeSet;
+
+use hyper_util::rt::TokioIo;
+use rustls::RootCertStore;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, ServerName};
+use swarm_api::v1;
+use swarm_api::v1::control_client::ControlClient;
+use swarm_api::v1::local_control_client::LocalControlClient;
+use swarm_api::v1::node_ca_client::NodeCaClient;
+use tempfile::TempDir;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status};
+
+use super::*;
+
+/// Longest that anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two looks at what is waited for.
+const LOOK: Duration = Duration::from_millis(50);
+
+struct Manager {
+    config: Config,
+    _directory: TempDir,
+    stop: CancellationToken,
+    running: Option<JoinHandle<Result<(), Failure>>>,
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn free_address() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+impl Manager {
+    fn new(node_id: NodeId, remote: Option<SocketAddr>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let address = free_address();
+        let config = Config {
+            state_dir: directory.path().join("state"),
+            socket: directory.path().join("control.sock"),
+            listen_address: address,
+            advertise_address: address,
+            bootstrap: remote.is_none(),
+            join: remote,
+            node_id: Some(node_id),
+            data_path_address: None,
+            certificate_expiry_ms: None,
+        };
+        Self {
+            config,
+            _directory: directory,
+            stop: CancellationToken::new(),
+            running: None,
+        }
+    }
+
+    /// The first of a swarm.
+    async fn found() -> Self {
+        let mut manager = Self::new(NodeId::random(&mut rand::rng()), None);
+        manager.start();
+        until("the first manager", || manager.nodes()).await;
+        manager
+    }
+
+    /// Another of the swarm of `of`, as its agent would start it.
+    async fn join(of: &Manager) -> Self {
+        let (csr, key) = request();
+        // A new manager answers for itself once it has been sent the swarm's state.
+        let root = until("the root certificate", || {
+            let csr = csr.clone();
+            let mut control = LocalControlClient::new(of.local());
+            async move {
+                let request = v1::IssueManagerCertificateRequest { csr };
+                let answer = control.issue_manager_certificate(request).await?;
+                Ok(answer.into_inner().root_ca_pem)
+            }
+        })
+        .await;
+        let role = v1::Role::Manager.into();
+        let token = v1::GetJoinTokenRequest {
+            role,
+            rotate: false,
+        };
+        let mut control = ControlClient::new(of.local());
+        let token = control.get_join_token(token).await.unwrap().into_inner();
+        let answer = NodeCaClient::new(of.stranger(&root))
+            .issue_node_certificate(v1::IssueNodeCertificateRequest {
+                token: token.token,
+                csr,
+            })
+            .await
+            .unwrap()
+            .into_inner();
+        let remote = token.manager_address.parse().unwrap();
+        let mut manager = Self::new(answer.node_id.parse().unwrap(), Some(remote));
+        let path = own_path(&manager.config);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, key + &answer.certificate_chain_pem).unwrap();
+        manager.start();
+        manager
+    }
+
+    fn start(&mut self) {
+        self.stop = CancellationToken::new();
+        let run = run_until(self.config.clone(), self.stop.clone());
+        self.running = Some(tokio::spawn(run));
+    }
+
+    /// Ends it in order.
+    async fn end(&mut self) {
+        self.stop.cancel();
+        let running = self.running.take().unwrap();
+        timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+    }
+
+    /// Ends it as a crash would.
+    fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+        }
+    }
+
+    fn id(&self) -> String {
+        self.config.node_id.as_ref().unwrap().to_string()
+    }
+
+    fn local(&self) -> Channel {
+        let socket = self.config.socket.clone();
+        let connect = move |_: Uri| {
+            let socket = socket.clone();
+            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+        };
+        Endpoint::from_static("http://local")
+            .timeout(PATIENCE)
+            .connect_with_connector_lazy(tower::service_fn(connect))
+    }
+
+    /// A channel of someone without a certificate.
+    fn stranger(&self, root_pem: &str) -> Channel {
+        let mut roots = RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).unwrap();
+        roots.add(root).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let (tls, address) = (
+            TlsConnector::from(Arc::new(tls)),
+            self.config.advertise_address,
+        );
+        let connect = move |_: Uri| {
+            let tls = tls.clone();
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                let name = ServerName::try_from("swarm-manager").unwrap();
+                Ok::<_, io::Error>(TokioIo::new(tls.connect(name, stream).await?))
+            }
+        };
+        Endpoint::from_static("http://manager")
+            .connect_with_connector_lazy(tower::service_fn(connect))
+    }
+
+    async fn nodes(&self) -> Result<v1::ListNodesResponse, Status> {
+        let list = v1::ListNodesRequest {};
+        let answer = ControlClient::new(self.local()).list_nodes(list).await;
+        answer.map(tonic::Response::into_inner)
+    }
+
+    /// Waits until as many managers as this are members and heard.
+    async fn until_managers(&self, count: usize) {
+        until("the managers", || async {
+            let nodes = self.nodes().await?;
+            let found = nodes.reachable_managers.len();
+            let members = nodes.nodes.iter().filter(|node| node.manager.is_some());
+            if found == count && members.count() == count {
+                return Ok(());
+            }
+            Err(Status::unavailable(format!("{found} managers")))
+        })
+        .await;
+    }
+
+    async fn create(&self, name: &str) -> Result<(), Status> {
+        let spec = v1::ServiceSpec {
+            name: name.to_owned(),
+            mode: Some(v1::service_spec::Mode::Replicated(v1::Replicated {
+                replicas: 1,
+            })),
+            task: Some(v1::TaskSpec {
+                container: Some(v1::ContainerSpec {
+                    image: "web".to_owned(),
+                    ..v1::ContainerSpec::default()
+                }),
+                ..v1::TaskSpec::default()
+            }),
+            ..v1::ServiceSpec::default()
+        };
+        let create = v1::CreateServiceRequest { spec: Some(spec) };
+        let created = ControlClient::new(self.local())
+            .create_service(create)
+            .await;
+        created.map(drop)
+    }
+
+    async fn services(&self) -> Result<BTreeSet<String>, Status> {
+        let list = v1::ListServicesRequest {};
+        let listed = ControlClient::new(self.local()).list_services(list).await?;
+        let services = listed.into_inner().services.into_iter();
+        Ok(services
+            .map(|it| it.service.unwrap().spec.unwrap().name)
+            .collect())
+    }
+
+    async fn set_role(&self, reference: &str, role: v1::Role) -> Result<bool, Status> {
+        let set = v1::SetNodeRoleRequest {
+            reference: reference.to_owned(),
+            role: role.into(),
+        };
+        let answer = ControlClient::new(self.local()).set_node_role(set).await;
+        answer.map(|answer| answer.into_inner().changed)
+    }
+
+    /// The id of the node that leads.
+    async fn leader(&self) -> String {
+        until("a leader", || async {
+            let nodes = self.nodes().await?.nodes;
+            let leads = |node: &&v1::Node| node.manager.as_ref().is_some_and(|it| it.leader);
+            let mut leaders = nodes.iter().filter(leads).map(|node| node.id.clone());
+            leaders
+                .next()
+                .ok_or_else(|| Status::unavailable("no leader is written down"))
+        })
+        .await
+    }
+}
+
+fn request() -> (Vec<u8>, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .unwrap();
+    (csr.der().to_vec(), key.serialize_pem())
+}
+
+async fn until<R, F>(what: &str, look: impl Fn() -> F) -> R
+where
+    F: Future<Output = Result<R, Status>>,
+{
+    let begun = Instant::now();
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(status) => assert!(begun.elapsed() < PATIENCE, "{what}: {status}"),
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Three managers that all vote.
+async fn three() -> [Manager; 3] {
+    // `SWARM_LOG=debug` and `--nocapture` show what the managers did.
+    let filter = tracing_subscriber::EnvFilter::from_env("SWARM_LOG");
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer();
+    let _ = log.try_init();
+    let first = Manager::found().await;
+    let second = Manager::join(&first).await;
+    first.until_managers(2).await;
+    // Through a manager that does not lead.
+    let third = Manager::join(&second).await;
+    first.until_managers(3).await;
+    [first, second, third]
+}
+
+/// The manager that leads, and the others.
+async fn split(managers: [Manager; 3]) -> (Manager, Vec<Manager>) {
+    let leader = managers[1].leader().await;
+    let (mut leads, follow): (Vec<_>, Vec<_>) = managers
+        .into_iter()
+        .partition(|manager| manager.id() == leader);
+    (leads.pop().unwrap(), follow)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_manager_answers_and_none_is_needed() {
+    let (mut leader, mut followers) = split(three().await).await;
+    // A follower answers for itself, and what it was asked is known to all.
+    let nodes = followers[0].nodes().await.unwrap();
+    assert_eq!(nodes.self_id, followers[0].id());
+    assert_eq!(nodes.reachable_managers.len(), 3);
+    followers[0].create("one").await.unwrap();
+    leader.create("two").await.unwrap();
+    let both: BTreeSet<_> = ["one", "two"].map(str::to_owned).into();
+    for manager in followers.iter().chain([&leader]) {
+        assert_eq!(manager.services().await.unwrap(), both);
+    }
+
+    // The leader crashes: another leads, with everything.
+    leader.kill();
+    until("a write", || followers[0].create("three")).await;
+    until("the next leader's word", || async {
+        let next = followers[1].leader().await;
+        let other = (next != leader.id()).then_some(());
+        other.ok_or_else(|| Status::unavailable("not written down yet"))
+    })
+    .await;
+    let three: BTreeSet<_> = ["one", "two", "three"].map(str::to_owned).into();
+    assert_eq!(followers[1].services().await.unwrap(), three);
+    until("the news of it", || async {
+        let reachable = followers[0].nodes().await?.reachable_managers;
+        let told = reachable.len() == 2 && !reachable.contains(&leader.id());
+        told.then_some(())
+            .ok_or_else(|| Status::unavailable("not yet"))
+    })
+    .await;
+
+    // It comes back with its log, and catches up.
+    leader.start();
+    followers[0].until_managers(3).await;
+    assert_eq!(leader.services().await.unwrap(), three);
+
+    // A leader that is told to end hands over first.
+    let now = followers[0].leader().await;
+    let ends = followers
+        .iter()
+        .position(|manager| manager.id() == now)
+        .unwrap();
+    followers[ends].end().await;
+    let begun = Instant::now();
+    leader.create("four").await.unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_the_error_says_who_is_missing() {
+    let (mut leader, mut followers) = split(three().await).await;
+    let rest = followers.pop().unwrap();
+    leader.kill();
+    followers[0].kill();
+    let missing = [&leader, &followers[0]].map(|it| it.config.advertise_address.to_string());
+    until("the news of it", || async {
+        let refused = rest.create("web").await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable);
+        let text = refused.message();
+        let told = text.starts_with(
+            "the swarm has lost its quorum: 2 of its 3 managers are needed and 1 can be reached",
+        ) && missing.iter().all(|address| text.contains(address));
+        told.then_some(()).ok_or(refused)
+    })
+    .await;
+    // One of them is enough.
+    followers[0].start();
+    until("a write", || rest.create("web")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn managers_are_demoted_the_leader_too_but_never_the_last() {
+    let (leader, mut followers) = split(three().await).await;
+    // Asked of a follower; the leader hands over, and the next one does it.
+    let id = leader.id();
+    let demote = || followers[0].set_role(&id, v1::Role::Worker);
+    until("the leader to go", demote).await;
+    followers[0].until_managers(2).await;
+    let nodes = followers[0].nodes().await.unwrap().nodes;
+    let demoted = nodes.iter().find(|node| node.id == leader.id()).unwrap();
+    assert_eq!(demoted.role(), v1::Role::Worker);
+    // What it still holds is of no use to it.
+    let refused = leader.create("web").await.unwrap_err();
+    assert!(
+        matches!(refused.code(), Code::PermissionDenied | Code::Unavailable),
+        "{refused}"
+    );
+
+    let mut last = followers.pop().unwrap();
+    if last.leader().await != last.id() {
+        last = std::mem::replace(&mut followers[0], last);
+    }
+    let id = followers[0].id();
+    let demote = || last.set_role(&id, v1::Role::Worker);
+    until("the other to go", demote).await;
+    last.until_managers(1).await;
+    let refused = last.set_role("self", v1::Role::Worker).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("the last manager"), "{refused}");
+    last.create("web").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_lost_its_disk_joins_as_another_member() {
+    let (leader, mut followers) = split(three().await).await;
+    let mut wiped = followers.pop().unwrap();
+    wiped.end().await;
+    std::fs::remove_dir_all(wiped.config.state_dir.join("raft")).unwrap();
+    wiped.start();
+    leader.until_managers(3).await;
+    leader.create("web").await.unwrap();
+    until("the news of it", || async {
+        let services = wiped.services().await?;
+        services
+            .contains("web")
+            .then_some(())
+            .ok_or_else(|| Status::unavailable("not yet"))
+    })
+    .await;
+}
