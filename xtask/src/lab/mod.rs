@@ -41,6 +41,9 @@ pub(crate) struct UpOptions {
     /// Debian mirror for the root file system, instead of the one in this machine's apt sources.
     #[arg(long, env = "SWARM_DEBIAN_MIRROR")]
     pub(crate) mirror: Option<String>,
+    /// Debian release to take the kernel from: `bookworm` has the oldest that is supported, 6.1.
+    #[arg(long, default_value = rootfs::SUITE, value_parser = ["bookworm", rootfs::SUITE])]
+    pub(crate) kernel_of: String,
     /// Neither build nor start the agents: hosts, containerd and registry only.
     #[arg(long)]
     pub(crate) no_agents: bool,
@@ -52,6 +55,7 @@ impl Default for UpOptions {
             hosts: 3,
             native: false,
             mirror: None,
+            kernel_of: rootfs::SUITE.to_owned(),
             no_agents: false,
         }
     }
@@ -106,6 +110,11 @@ impl Lab {
             ensure!(
                 hosts == options.hosts,
                 "a lab with {hosts} hosts is up: `cargo xtask lab down` first"
+            );
+            let kernel_of = &state.kernel_of;
+            ensure!(
+                *kernel_of == options.kernel_of,
+                "a lab with the kernel of {kernel_of} is up: `cargo xtask lab down` first"
             );
         }
         crate::product::build_ebpf(workspace, !options.no_agents)?;
@@ -171,7 +180,7 @@ impl Lab {
             left.end(workspace)
                 .context("cannot clean up after the last lab")?;
         }
-        let tree = rootfs::ensure_built(workspace, options.mirror.as_deref())?;
+        let tree = rootfs::ensure_built(workspace, &options.kernel_of, options.mirror.as_deref())?;
         let share = share_dir(workspace);
         let log = share.join("log");
         fs::remove_dir_all(&log).ok();
@@ -196,6 +205,7 @@ impl Lab {
             },
             token,
             hosts: options.hosts,
+            kernel_of: options.kernel_of.clone(),
             is_complete: false,
         };
         let _on_signal = down_on_signal(workspace);

@@ -1,5 +1,6 @@
 //! The lab's Debian root file system: built once per recipe, never written to afterwards.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -18,16 +19,20 @@ use crate::progress::{step, tail};
 use crate::workspace::Workspace;
 
 /// The lab's Debian release; its kernel has everything the data plane needs as modules.
-const SUITE: &str = "trixie";
+pub(crate) const SUITE: &str = "trixie";
 
-/// What the lab runs: the kernel, the container side, Docker to measure against, and tools.
-const PACKAGES: &str = "linux-image-cloud-amd64 containerd runc docker.io docker-cli \
+/// The kernel, whatever its version.
+const KERNEL: &str = "linux-image-cloud-amd64";
+
+/// What the lab runs besides: the container side, Docker to measure against, and tools.
+const PACKAGES: &str = "containerd runc docker.io docker-cli \
     docker-registry skopeo umoci ipvsadm nftables iproute2 iperf3 wrk nginx-light conntrack \
     tcpdump bpftool curl python3-minimal busybox-static ethtool procps netcat-openbsd socat kmod \
     openssl psmisc";
 
 /// Run on the finished tree, `$1` being its top: the first program, the mount point of the shared
-/// directory, the user that the control process runs as.
+/// directory, the user that the control process runs as. A kernel that has the root's file system as a
+/// module (6.1) gets an initramfs of those modules.
 const FURNISH: &str = r#"set -e
 mkdir -p "$1/lab"
 cat > "$1/usr/local/sbin/lab-init" <<'END'
@@ -38,6 +43,27 @@ END
 chmod 755 "$1/usr/local/sbin/lab-init"
 chroot "$1" useradd --system --no-create-home --shell /usr/sbin/nologin swarm
 rm -f "$1"/boot/initrd.img-*
+version=$(ls "$1/lib/modules")
+if ! grep -q '^CONFIG_VIRTIO_FS=y' "$1/boot/config-$version"; then
+    first="$1/boot/first"
+    mkdir -p "$first/bin" "$first/dev" "$first/proc" "$first/root"
+    cp "$1/bin/busybox" "$first/bin/busybox"
+    {
+        echo '#!/bin/busybox sh'
+        echo 'busybox mount -t devtmpfs none /dev'
+        for module in virtio_pci virtiofs; do
+            chroot "$1" modprobe -S "$version" --show-depends "$module"
+        done | while read -r _ file _; do
+            cp "$1$file" "$first/"
+            echo "busybox insmod /${file##*/}"
+        done
+        echo 'busybox mount -t virtiofs -o ro root /root'
+        echo 'exec busybox switch_root /root /usr/local/sbin/lab-init'
+    } > "$first/init"
+    chmod 755 "$first/init"
+    chroot "$1" sh -c 'cd /boot/first && find . | busybox cpio -o -H newc > /boot/lab-initramfs'
+    rm -rf "$first"
+fi
 "#;
 
 /// The kernel's first program inside the root file system.
@@ -64,13 +90,21 @@ pub(crate) fn as_root(program: &str) -> Command {
     command
 }
 
-/// The tree's path; builds it when this recipe was not built before. `mirror` is the Debian mirror
-/// to use instead of the one in this machine's apt sources.
+/// The tree's path; builds it when this recipe was not built before. The kernel is that of the
+/// release `kernel_of`. `mirror` is the Debian mirror to use instead of the one in this machine's
+/// apt sources.
 ///
 /// # Errors
 /// When mmdebstrap fails: the message has the end of its log, and nothing half-built stays.
-pub(crate) fn ensure_built(workspace: &Workspace, mirror: Option<&str>) -> Result<PathBuf> {
-    let tree = workspace.lab_dir().join(format!("rootfs-{}", recipe_key()));
+pub(crate) fn ensure_built(
+    workspace: &Workspace,
+    kernel_of: &str,
+    mirror: Option<&str>,
+) -> Result<PathBuf> {
+    let prefix = format!("rootfs-{kernel_of}-");
+    let tree = workspace
+        .lab_dir()
+        .join(format!("{prefix}{}", recipe_key(kernel_of)));
     if tree.is_dir() {
         return Ok(tree);
     }
@@ -78,7 +112,7 @@ pub(crate) fn ensure_built(workspace: &Workspace, mirror: Option<&str>) -> Resul
     let log = workspace.log("rootfs");
     let title = "building the lab's root file system (Debian, about a minute, once)";
     step(title, Some(&log), || {
-        let result = build(&partial, &log, mirror);
+        let result = build(&partial, &log, kernel_of, mirror);
         if result.is_err() {
             remove(&partial).ok();
         }
@@ -86,7 +120,7 @@ pub(crate) fn ensure_built(workspace: &Workspace, mirror: Option<&str>) -> Resul
         fs::rename(&partial, &tree)?;
         Ok(())
     })?;
-    remove_others(workspace, &tree);
+    remove_others(workspace, &prefix, &tree);
     Ok(tree)
 }
 
@@ -107,8 +141,14 @@ pub(crate) fn kernel(tree: &Path) -> Result<PathBuf> {
         .with_context(|| format!("no kernel in {}", tree.display()))
 }
 
-fn recipe_key() -> String {
-    let digest = Sha256::digest([SUITE, PACKAGES, FURNISH].join("\n"));
+/// The initramfs in the tree, where its kernel needs one.
+pub(crate) fn initramfs(tree: &Path) -> Option<PathBuf> {
+    let path = tree.join("boot/lab-initramfs");
+    path.exists().then_some(path)
+}
+
+fn recipe_key(kernel_of: &str) -> String {
+    let digest = Sha256::digest([SUITE, kernel_of, KERNEL, PACKAGES, FURNISH].join("\n"));
     digest
         .iter()
         .take(6)
@@ -116,9 +156,11 @@ fn recipe_key() -> String {
         .collect()
 }
 
-fn build(tree: &Path, log: &Path, mirror: Option<&str>) -> Result<()> {
+fn build(tree: &Path, log: &Path, kernel_of: &str, mirror: Option<&str>) -> Result<()> {
     let log_file = create_log(log)?;
-    let packages = PACKAGES.split_whitespace().collect::<Vec<_>>().join(",");
+    let kernel = format!("{KERNEL}/{kernel_of}");
+    let packages = std::iter::once(kernel.as_str()).chain(PACKAGES.split_whitespace());
+    let packages = packages.collect::<Vec<_>>().join(",");
     let furnish = log.with_file_name("rootfs-furnish.sh");
     fs::write(&furnish, FURNISH)?;
     fs::set_permissions(&furnish, fs::Permissions::from_mode(0o755))?;
@@ -138,8 +180,21 @@ fn build(tree: &Path, log: &Path, mirror: Option<&str>) -> Result<()> {
     if Path::new(keyring).exists() {
         command.arg(format!("--keyring={keyring}"));
     }
-    // Without one mmdebstrap chooses by itself.
-    command.args(mirror.map(str::to_string).or_else(mirror::of_this_machine));
+    match mirror.map(str::to_string).or_else(mirror::of_this_machine) {
+        Some(mirror) => {
+            let suites = BTreeSet::from([SUITE, kernel_of]);
+            command.args(
+                suites
+                    .iter()
+                    .map(|suite| format!("deb {mirror} {suite} main")),
+            );
+        }
+        // mmdebstrap chooses by itself, for one release.
+        None => ensure!(
+            kernel_of == SUITE,
+            "a kernel of {kernel_of} needs a Debian mirror: --mirror"
+        ),
+    }
     let mut debstrap = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -187,15 +242,15 @@ fn remove(tree: &Path) -> Result<()> {
     Ok(fs::remove_file(log)?)
 }
 
-/// Trees of other recipes, and what a killed build left: 600 MB each.
-fn remove_others(workspace: &Workspace, current: &Path) {
+/// Trees of other recipes for the same kernel, and what a killed build left: 600 MB each.
+fn remove_others(workspace: &Workspace, prefix: &str, current: &Path) {
     for entry in fs::read_dir(workspace.lab_dir())
         .into_iter()
         .flatten()
         .flatten()
     {
         let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with("rootfs-") && path != current {
+        if entry.file_name().to_string_lossy().starts_with(prefix) && path != current {
             remove(&path).ok();
         }
     }

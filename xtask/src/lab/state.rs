@@ -35,6 +35,8 @@ pub(crate) struct State {
     pub(crate) token: String,
     /// Hosts besides the client.
     pub(crate) hosts: u8,
+    /// Debian release that its kernel is of.
+    pub(crate) kernel_of: String,
     /// Whether `up` has come to its end.
     pub(crate) is_complete: bool,
 }

@@ -289,12 +289,16 @@ impl Plan<'_> {
             "console=ttyS0 root=root rootfstype=virtiofs ro init={} panic=-1 net.ifnames=0",
             rootfs::INIT
         );
-        Ok(vec![
+        let mut arguments = vec![
             "-kernel".into(),
             kernel.display().to_string(),
             "-append".into(),
             line,
-        ])
+        ];
+        if let Some(initramfs) = rootfs::initramfs(self.tree) {
+            arguments.extend(["-initrd".into(), initramfs.display().to_string()]);
+        }
+        Ok(arguments)
     }
 
     /// Waits until the console shows `text`.
