@@ -56,17 +56,20 @@ fn published(ctx: &TcContext) -> Option<i32> {
                 return None;
             }
             let (client, address) = (ip.source_address(), ip.destination_address());
-            request(client, address, ports.destination, ip.protocol)?
+            request(client, address, ports.destination, ip.protocol)
         } else {
-            of_headers(ctx, &ip.headers())?
+            of_headers(ctx, &ip.headers())
         }
     } else {
-        of_headers(ctx, &headers::ipv6(ctx)?)?
+        of_headers(ctx, &headers::ipv6(ctx)?)
     };
-    let service = match found {
-        Ok(service) => service,
-        Err(verdict) => return Some(verdict),
-    };
+    if found == NOT_PUBLISHED {
+        return None;
+    }
+    if found == REFUSED {
+        return Some(TC_ACT_SHOT);
+    }
+    let service = found as u32;
     let e1h = CONFIG.get(0)?.e1h_ifindex;
     if e1h == 0 {
         count(Counter::UplinkUnconfigured);
@@ -77,11 +80,17 @@ fn published(ctx: &TcContext) -> Option<i32> {
     Some(unsafe { bpf_redirect_peer(e1h, 0) } as i32)
 }
 
-/// The service that a request of `client` to a port is for, or the verdict on it; nothing when the
-/// port is not published.
+/// What a packet can be instead of a request for the service of an index, which is no less than zero.
+/// One integer, because Linux 6.1 refuses a program that copies what an enum leaves open.
+const NOT_PUBLISHED: i64 = -1;
+const REFUSED: i64 = -2;
+
+/// The service that a request of `client` to a port is for, or one of the above.
 #[inline(always)]
-fn request(client: Address, address: Address, port: u16, protocol: u8) -> Option<Result<u32, i32>> {
-    let (service, flags) = entry(address, port, protocol)?;
+fn request(client: Address, address: Address, port: u16, protocol: u8) -> i64 {
+    let Some((service, flags)) = entry(address, port, protocol) else {
+        return NOT_PUBLISHED;
+    };
     // Before anything else is spent on it, and before the balancer makes a connection of it.
     if flags & published_flag::SOURCES != 0 {
         let client = SourceKey::from_wire(port, protocol, client);
@@ -91,10 +100,10 @@ fn request(client: Address, address: Address, port: u16, protocol: u8) -> Option
                 // SAFETY: the map owns the value and it belongs to this CPU.
                 unsafe { (*stats).refused += 1 };
             }
-            return Some(Err(TC_ACT_SHOT));
+            return REFUSED;
         }
     }
-    Some(Ok(service))
+    i64::from(service)
 }
 
 /// Service and flags of a published port.
@@ -108,30 +117,37 @@ fn entry(address: Address, port: u16, protocol: u8) -> Option<(u32, u32)> {
 
 /// As [`request`], of any other packet.
 #[inline(always)]
-fn of_headers(ctx: &TcContext, headers: &Headers) -> Option<Result<u32, i32>> {
+fn of_headers(ctx: &TcContext, headers: &Headers) -> i64 {
     if headers.part == Part::Later {
-        return Some(Ok(fragments::known(&headers.fragment_key())?.service));
+        let known = fragments::known(&headers.fragment_key());
+        return known.map_or(NOT_PUBLISHED, |known| i64::from(known.service));
     }
-    if let Some(ports) = headers.ports(ctx) {
-        let (client, address) = (headers.source, headers.destination);
-        let found = request(client, address, ports.destination, headers.protocol);
-        if headers.part == Part::First {
-            let key = headers.fragment_key();
-            if let Some(Ok(service)) = found {
-                fragments::remember(&key, |now_ns| FragmentValue::request(now_ns, service));
-            } else {
-                fragments::forget(&key);
-            }
+    let Some(ports) = headers.ports(ctx) else {
+        return error(ctx, headers).map_or(NOT_PUBLISHED, i64::from);
+    };
+    let (client, address) = (headers.source, headers.destination);
+    let found = request(client, address, ports.destination, headers.protocol);
+    if headers.part == Part::First {
+        let key = headers.fragment_key();
+        if found >= 0 {
+            fragments::remember(&key, |now_ns| FragmentValue::request(now_ns, found as u32));
+        } else {
+            fragments::forget(&key);
         }
-        return found;
     }
-    // An error about an answer that has left from a published port: IPVS knows whose it was.
+    found
+}
+
+/// The service of an answer that has left from a published port, where the packet is an error about
+/// one: IPVS knows whose it was.
+#[inline(always)]
+fn error(ctx: &TcContext, headers: &Headers) -> Option<u32> {
     let answer = headers.subject(ctx)?;
     if answer.source != headers.destination {
         return None;
     }
     let (service, _) = entry(answer.source, answer.ports.0, answer.protocol)?;
-    Some(Ok(service))
+    Some(service)
 }
 
 /// The counters of a service on this CPU.
