@@ -59,8 +59,8 @@ async fn a_task_is_not_heard_under_a_false_name() {
     let attacker = world.node(1).task(&task_id(1));
     let own = "02:42:0a:ff:01:01";
     let forged: [IpAddr; 3] = [
-        // Another task, an ingress node, a client.
-        [10, 255, 1, 3].into(),
+        // Nobody, for the receiver would be the sender; an ingress node, a client.
+        [10, 255, 1, 4].into(),
         [10, 255, 0, 2].into(),
         [203, 0, 113, 9].into(),
     ];

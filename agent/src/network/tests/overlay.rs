@@ -250,7 +250,7 @@ async fn nothing_gets_into_another_network_whoever_it_says_it_is_from() {
         let _ = socket.unwrap().unwrap().send_to(b"boo!", (to, 5353));
     };
     // Addresses of network 2: nobody's, its gateway's, another task's.
-    let sources = [[10, 0, 2, 99], [10, 0, 2, 1], [10, 0, 2, 14]];
+    let sources = [[10, 0, 2, 99], [10, 0, 2, 1], [10, 0, 2, 15]];
     for [a, b, c, d] in sources {
         command(&from, &format!("ip addr add {a}.{b}.{c}.{d}/32 dev lo"));
     }
