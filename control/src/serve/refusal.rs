@@ -119,7 +119,7 @@ pub(crate) enum Refusal {
     )]
     PortTaken {
         /// The port.
-        port: PortConfig,
+        port: Box<PortConfig>,
         /// Name of the service that has it.
         by: String,
         /// In which mode that service has it.
@@ -132,7 +132,7 @@ pub(crate) enum Refusal {
     )]
     PortReserved {
         /// The port.
-        port: PortConfig,
+        port: Box<PortConfig>,
         /// For what.
         what: &'static str,
     },

@@ -159,7 +159,7 @@ fn check_ports(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Re
     {
         if let Some(what) = reserved(state, port) {
             return Err(Refusal::PortReserved {
-                port: port.clone(),
+                port: Box::new(port.clone()),
                 what,
             });
         }
@@ -169,7 +169,7 @@ fn check_ports(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Re
             .find_map(|other| Some((other, holds(other, port)?)));
         if let Some((other, mode)) = holder {
             return Err(Refusal::PortTaken {
-                port: port.clone(),
+                port: Box::new(port.clone()),
                 by: other.spec.name.clone(),
                 mode,
             });
