@@ -49,9 +49,9 @@ const SCTP: u8 = Protocol::Sctp as u8;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
-/// Everything that is looked at without options fits: Ethernet, IPv6, ICMPv6, and an IPv6 header
-/// with ports in it.
-const LOOKED_AT: u32 = 14 + 40 + 8 + 40 + 4;
+/// Everything that is looked at without options fits: Ethernet, IPv6, a fragment's header, ICMPv6, and
+/// an IPv6 header with ports in it.
+const LOOKED_AT: u32 = 14 + 40 + 8 + 8 + 40 + 4;
 
 #[repr(C)]
 struct Ethernet {
@@ -91,6 +91,16 @@ struct Ipv6Header {
     hops: u8,
     source: [u32; 4],
     destination: [u32; 4],
+}
+
+/// RFC 8200, section 4.5.
+#[repr(C)]
+struct FragmentHeader {
+    next: u8,
+    reserved: u8,
+    /// In units of eight bytes, above three other bits.
+    offset: u16,
+    id: u32,
 }
 
 #[repr(C)]
@@ -355,17 +365,26 @@ fn ipv4(ctx: &TcContext, offset: usize) -> Option<Header> {
     })
 }
 
-/// Extension headers are not walked: what has some is open to nobody.
+/// Of the extension headers that of a fragment is read. What has others is open to nobody.
 #[inline(always)]
 fn ipv6(ctx: &TcContext, offset: usize) -> Option<Header> {
+    const FRAGMENT: u8 = 44;
+    const LATER: u16 = 0xfff8_u16.to_be();
     let header = at::<Ipv6Header>(ctx, offset)?;
-    Some(Header {
+    let mut found = Header {
         source: Address::from_words(header.source),
         destination: Address::from_words(header.destination),
         protocol: header.next,
         later: false,
         end: offset + size_of::<Ipv6Header>(),
-    })
+    };
+    if found.protocol == FRAGMENT {
+        let fragment = at::<FragmentHeader>(ctx, found.end)?;
+        found.protocol = fragment.next;
+        found.later = fragment.offset & LATER != 0;
+        found.end += size_of::<FragmentHeader>();
+    }
+    Some(found)
 }
 
 /// The `T` at `offset` bytes of the packet, pulled into its linear part where it is not in that.

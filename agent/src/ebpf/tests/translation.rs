@@ -567,7 +567,6 @@ fn connections_with_snat_come_from_the_ingress_nodes() {
 }
 
 #[test]
-#[ignore = "failed in its last run, the cause is not known yet"]
 fn datagrams_are_answered_in_fragments_too_and_refusals_arrive() {
     for flags in [0, target_flag::SNAT] {
         sandboxed(move |sandbox| {

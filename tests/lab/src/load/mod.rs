@@ -1,7 +1,7 @@
 //! Clients that ask without a pause while something happens to the service, and count every
 //! request that was not answered.
 //!
-//! `lab-guest load` is the client process, in the client's network namespace ([`drive`]); [`Load`]
+//! `lab-guest load` is the client process, in the client's network namespace ([`drive()`]); [`Load`]
 //! starts it from a test or a benchmark and reads its counts.
 //!
 //! # What is counted
