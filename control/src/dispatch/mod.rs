@@ -6,7 +6,7 @@
 //! * [`session`] (pure): which sessions there are, what each was sent and has acknowledged, which
 //!   tasks are drained.
 //! * [`liveness`] (pure): which nodes were heard, and what follows from silence.
-//! * [`observe`] (pure): what reports of agents change in the store.
+//! * [`mod@observe`] (pure): what reports of agents change in the store.
 //! * [`Dispatcher`] is the shell: the gRPC stream, the clock, the store.
 //!
 //! Invariants:
