@@ -312,7 +312,9 @@ fn connections_go_on_in_a_build_with_other_programs() {
         for (program, id) in programs.into_iter().zip(ids) {
             assert_eq!(second.attach(program, lo).unwrap(), Attached::Replaced(id));
         }
-        assert_eq!(in_and_out(&second, &asked), (REDIRECT, REDIRECT));
+        // Inward the balancer may be due again: loading takes seconds in emulation.
+        let outward = verdict(&second, Program::ShortcutOut, &bytes(&answered(&asked)));
+        assert_eq!(outward, REDIRECT);
         assert_eq!(second.flow_count(), flows);
         assert!(flows > 0, "the flow was learned");
     });
