@@ -160,7 +160,13 @@ pub(crate) fn run(workspace: &Workspace, args: &TestArgs) -> Result<()> {
 /// other tests need the lab.
 fn unit(workspace: &Workspace, filter: Option<&str>) -> Verdict {
     println!("==> unit tests");
-    let everything: &[&str] = &["test", "--workspace", "--exclude", LAB_PACKAGE];
+    let everything: &[&str] = &[
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--exclude",
+        LAB_PACKAGE,
+    ];
     let lab: &[&str] = &["test", "--package", LAB_PACKAGE, "--lib", "--bins"];
     let is_ok = [everything, lab]
         .into_iter()

@@ -138,6 +138,11 @@ async fn a_host_joins_works_and_is_removed() {
     };
     assert_eq!(welcome.node_id, joined.node_id);
     assert_eq!(welcome.managers, [host.address.to_string()]);
+    let Some(FromManager::Standing(standing)) = session.next().await.unwrap() else {
+        panic!("no word of where it stands");
+    };
+    assert_eq!(standing.role(), v1::Role::Worker);
+    assert_eq!(standing.managers, [host.address.to_string()]);
     let Some(FromManager::Assignments(first)) = session.next().await.unwrap() else {
         panic!("no assignments");
     };

@@ -1,5 +1,9 @@
 //! The swarm, its network, its disks, and everything that happens to them, on virtual time.
 
+mod fault;
+mod rest;
+mod session;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -144,6 +148,25 @@ struct Host {
     is_gone: bool,
 }
 
+impl Host {
+    /// One that has never run, with what `disk` holds.
+    fn new(node_id: NodeId, disk: &Disk) -> Self {
+        Self {
+            node_id,
+            disk: disk.after_kill(),
+            manager: None,
+            incarnation: 0,
+            inbox: VecDeque::new(),
+            missed_ticks: 0,
+            busy_until: 0,
+            compared: 0,
+            is_fresh: true,
+            calls: Vec::new(),
+            is_gone: false,
+        }
+    }
+}
+
 /// A stream between an agent and a manager.
 #[derive(Clone, Copy, Debug)]
 struct Stream {
@@ -207,19 +230,7 @@ impl World {
             made.map_err(|error| format!("cannot make a log: {error}"))?;
             disk.take_spent_us();
             disk.set_habits(plan.disk);
-            hosts.push(Host {
-                node_id,
-                disk: disk.after_kill(),
-                manager: None,
-                incarnation: 0,
-                inbox: VecDeque::new(),
-                missed_ticks: 0,
-                busy_until: 0,
-                compared: 0,
-                is_fresh: true,
-                calls: Vec::new(),
-                is_gone: false,
-            });
+            hosts.push(Host::new(node_id, &disk));
         }
         let mut world = Self {
             network: Network::new(plan.network, stream(seed, 2)),
@@ -641,415 +652,5 @@ impl World {
         it.calls.push(call);
         it.inbox.push_back(Input::Call(call, request));
         self.step(host)
-    }
-
-    fn fault(&mut self) {
-        if self.is_calm {
-            return;
-        }
-        let pause = self.plan.fault_every_us;
-        let pause = self.faults.random_range(pause / 2..pause * 2);
-        self.after(pause, Event::Fault);
-        let count = self.hosts.len();
-        let anyone = self.faults.random_range(0..count);
-        let host = match self.leader() {
-            Some(leader) if self.faults.random_bool(0.5) => leader,
-            _ => anyone,
-        };
-        match self.faults.random_range(0..24) {
-            0..3 => self.end(host, false),
-            3..6 => self.end(host, true),
-            6 => {
-                for host in 0..count {
-                    self.end(host, true);
-                }
-            }
-            7..9 => {
-                let syncs = self.faults.random_range(0..4);
-                self.trace.note(
-                    self.now,
-                    format_args!("the disk of {host} fails after {syncs} syncs"),
-                );
-                self.hosts[host].disk.fail_after(syncs);
-            }
-            9..11 => {
-                let sides: Vec<bool> = (0..count).map(|_| self.faults.random_bool(0.5)).collect();
-                self.trace
-                    .note(self.now, format_args!("the network parts: {sides:?}"));
-                self.network.part(count, |host| sides[host]);
-                self.mend_later();
-            }
-            11 => {
-                self.trace.note(self.now, format_args!("{host} is alone"));
-                self.network.part(count, |it| it == host);
-                self.mend_later();
-            }
-            12..14 => {
-                let other = self.faults.random_range(0..count);
-                self.trace
-                    .note(self.now, format_args!("no way from {host} to {other}"));
-                self.network.cut(host, other);
-                self.mend_later();
-            }
-            14 => {
-                self.trace
-                    .note(self.now, format_args!("the disk of {host} is slow"));
-                self.hosts[host].disk.set_habits(disk::Habits {
-                    sync_us: (20 * MILLISECOND, 900 * MILLISECOND),
-                    ..self.plan.disk
-                });
-                let time = self.faults.random_range(SECOND..4 * SECOND);
-                self.after(time, Event::Quick(host));
-            }
-            15 => {
-                self.trace
-                    .note(self.now, format_args!("{host} is to hand over"));
-                self.hosts[host].inbox.push_back(Input::HandOver);
-            }
-            16..18 => self.change_members(),
-            18..23 if !self.agents.is_empty() => self.fault_of_agent(),
-            _ => {
-                let time = self.faults.random_range(50 * MILLISECOND..4 * SECOND);
-                self.trace
-                    .note(self.now, format_args!("{host} stands still for {time} us"));
-                let it = &mut self.hosts[host];
-                it.busy_until = it.busy_until.max(self.now + time);
-                let incarnation = it.incarnation;
-                self.after(time, Event::Free(host, incarnation));
-            }
-        }
-    }
-
-    fn fault_of_agent(&mut self) {
-        let agent = self.faults.random_range(0..self.agents.len());
-        if !self.agents[agent].is_up || self.lonely.contains(&agent) {
-            return;
-        }
-        let time = self.faults.random_range(100 * MILLISECOND..14 * SECOND);
-        match self.faults.random_range(0..3) {
-            0 => {
-                self.trace
-                    .note(self.now, format_args!("agent {agent} is alone"));
-                self.lonely.insert(agent);
-                self.after(time, Event::MendAgent(agent));
-            }
-            1 => {
-                self.trace
-                    .note(self.now, format_args!("agent {agent} ends"));
-                self.agents[agent].stop();
-                self.after(time, Event::StartAgent(agent));
-            }
-            _ => {
-                self.trace
-                    .note(self.now, format_args!("agent {agent} loses its power"));
-                self.agents[agent].lose_power();
-                self.after(time, Event::StartAgent(agent));
-            }
-        }
-    }
-
-    /// Lets an agent open a session, or say that it is there.
-    fn connect(&mut self, agent: usize) -> Result<(), Violation> {
-        self.after(HEARTBEAT_US, Event::Connect(agent));
-        let it = &self.agents[agent];
-        if !it.is_up {
-            return Ok(());
-        }
-        if let Some((_, number)) = it.stream {
-            self.say(agent, number, Message::Heartbeat(v1::Heartbeat {}));
-            return Ok(());
-        }
-        let hello = it.hello(agent);
-        let node = it.node_id.clone();
-        let is_admitted = it.is_admitted;
-        // Anyone of the managers, more often the one that a refusal would name.
-        let anyone = self.of_agents.random_range(0..self.hosts.len());
-        let hinted = self.of_agents.random_bool(0.7);
-        let host = self.leader().filter(|_| hinted).unwrap_or(anyone);
-        if self.lonely.contains(&agent) || self.hosts[host].manager.is_none() {
-            return Ok(());
-        }
-        if !is_admitted {
-            let call = self.users.call_for(Request::Admit(node.clone()));
-            let it = &mut self.hosts[host];
-            it.calls.push(call);
-            it.inbox.push_back(Input::Call(call, Request::Admit(node)));
-            return self.step(host);
-        }
-        self.next_stream += 1;
-        let number = self.next_stream;
-        self.streams.insert(
-            number,
-            Stream {
-                agent,
-                host,
-                incarnation: self.hosts[host].incarnation,
-                to_manager: 0,
-                to_agent: 0,
-            },
-        );
-        self.agents[agent].stream = Some((host, number));
-        self.say(agent, number, hello);
-        Ok(())
-    }
-
-    /// Puts a message of an agent on its stream.
-    fn say(&mut self, agent: usize, number: u64, message: Message) {
-        if self.agents[agent].stream.map(|it| it.1) != Some(number) {
-            return;
-        }
-        let delay = self.network.delay();
-        let Some(stream) = self.streams.get_mut(&number) else {
-            return;
-        };
-        let arrives = (self.now + delay).max(stream.to_manager);
-        stream.to_manager = arrives;
-        let host = stream.host;
-        let event = Event::ToManager(agent, host, number, Box::new(message));
-        self.at(arrives, event);
-    }
-
-    /// Whether a stream still carries messages; one that does not is given up by its agent.
-    fn carries(&mut self, number: u64) -> bool {
-        let Some(stream) = self.streams.get(&number) else {
-            return false;
-        };
-        let (agent, host) = (stream.agent, stream.host);
-        let it = &self.hosts[host];
-        let is_whole = it.manager.is_some()
-            && it.incarnation == stream.incarnation
-            && !self.lonely.contains(&agent);
-        if !is_whole {
-            self.after(SECOND, Event::GiveUp(agent, number));
-            // A broken stream carries nothing more, whatever is mended.
-            if let Some(stream) = self.streams.get_mut(&number) {
-                stream.incarnation = u32::MAX;
-            }
-        }
-        is_whole
-    }
-
-    fn reach_manager(
-        &mut self,
-        agent: usize,
-        host: usize,
-        number: u64,
-        message: Box<Message>,
-    ) -> Result<(), Violation> {
-        if !self.carries(number) {
-            return Ok(());
-        }
-        let node = self.agents[agent].node_id.clone();
-        let input = Input::Agent(node, number, message);
-        self.hosts[host].inbox.push_back(input);
-        self.step(host)
-    }
-
-    fn reach_agent(
-        &mut self,
-        agent: usize,
-        number: u64,
-        message: ToAgent,
-    ) -> Result<(), Violation> {
-        let is_its = self.agents[agent].stream.is_some_and(|it| it.1 == number);
-        if !self.carries(number) || !is_its || !self.agents[agent].is_up {
-            return Ok(());
-        }
-        match message {
-            ToAgent::Closed => {
-                self.trace.note(
-                    self.now,
-                    format_args!("agent {agent}: stream {number} is closed"),
-                );
-                self.agents[agent].stream = None;
-                self.streams.remove(&number);
-                Ok(())
-            }
-            ToAgent::Message(message) => {
-                let reaction = self.agents[agent].hear(*message, &mut self.of_agents)?;
-                self.react(agent, reaction)
-            }
-        }
-    }
-
-    fn react(&mut self, agent: usize, reaction: Reaction) -> Result<(), Violation> {
-        let Reaction { say, later, go_on } = reaction;
-        for (delay, task) in go_on {
-            self.after(delay, Event::GoOn(agent, task));
-        }
-        if let Some((_, number)) = self.agents[agent].stream {
-            for message in say {
-                self.say(agent, number, message);
-            }
-            for (delay, message) in later {
-                self.after(delay, Event::Say(agent, number, Box::new(message)));
-            }
-        }
-        for task in self.agents[agent].running() {
-            let first = *self.ran_on.entry(task.clone()).or_insert(agent);
-            if first != agent {
-                return Err(format!("task {task} ran on agents {first} and {agent}"));
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets a manager join, or one that does not lead leave.
-    fn change_members(&mut self) {
-        let Some(leader) = self.leader() else {
-            return;
-        };
-        let manager = self.hosts[leader].manager.as_ref();
-        let (voters, learners) = manager.map(Manager::members).unwrap_or_default();
-        let others: Vec<u64> = (voters.iter().chain(&learners))
-            .copied()
-            .filter(|raft_id| *raft_id != leader as u64 + 1)
-            .collect();
-        let request = if others.len() >= MANAGERS_MAX - 1
-            || (!others.is_empty() && self.faults.random_bool(0.4))
-        {
-            Request::RemoveMember(others[self.faults.random_range(0..others.len())])
-        } else if self.hosts.len() < HOSTS_MAX {
-            let host = self.hosts.len();
-            let raft_id = host as u64 + 1;
-            let disk = Disk::new(self.plan.disk, stream(self.seed, 100 + raft_id));
-            if Founding::join(disk.clone(), raft_id).is_err() {
-                return;
-            }
-            disk.take_spent_us();
-            let node_id = NodeId::random(&mut self.faults);
-            self.hosts.push(Host {
-                node_id,
-                disk: disk.after_kill(),
-                manager: None,
-                incarnation: 0,
-                inbox: VecDeque::new(),
-                missed_ticks: 0,
-                busy_until: 0,
-                compared: 0,
-                is_fresh: true,
-                calls: Vec::new(),
-                is_gone: false,
-            });
-            self.after(0, Event::Start(host));
-            self.after(0, Event::Tick(host));
-            Request::AddMember(raft_id)
-        } else {
-            return;
-        };
-        let call = self.users.call_for(request.clone());
-        self.trace.note(
-            self.now,
-            format_args!("{leader} is asked {call}: {}", in_short(&request)),
-        );
-        let it = &mut self.hosts[leader];
-        it.calls.push(call);
-        it.inbox.push_back(Input::Call(call, request));
-    }
-
-    fn mend_later(&mut self) {
-        let time = self.faults.random_range(100 * MILLISECOND..5 * SECOND);
-        self.after(time, Event::Heal);
-    }
-
-    /// Mends everything.
-    fn calm(&mut self) {
-        self.trace.note(self.now, format_args!("all is mended"));
-        self.is_calm = true;
-        self.network.calm();
-        self.lonely.clear();
-        for agent in 0..self.agents.len() {
-            if !self.agents[agent].is_up {
-                self.after(SECOND, Event::StartAgent(agent));
-            }
-        }
-        for host in 0..self.hosts.len() {
-            self.hosts[host].disk.set_habits(disk::Habits {
-                sync_us: (100, 2 * MILLISECOND),
-                ..self.plan.disk
-            });
-            self.after(SECOND, Event::Start(host));
-        }
-        self.after(4 * SECOND, Event::Look);
-    }
-
-    /// What of what people asked for is not there yet.
-    fn unsettled(&self) -> Option<String> {
-        let view = self.history.newest();
-        if let Some(agent) = self.agents.iter().position(|it| it.stream.is_none()) {
-            return Some(format!("agent {agent} has no session"));
-        }
-        if self.agents.is_empty() {
-            return None;
-        }
-        for service in view.services() {
-            let name = &service.spec.name;
-            if service.pending_delete {
-                return Some(format!("service {name} is not removed"));
-            }
-            let tasks = || {
-                let of_it = |task: &&Arc<Task>| task.service_id == service.id;
-                view.tasks().filter(of_it)
-            };
-            let runs = |task: &&Arc<Task>| {
-                task.status.state == TaskState::Running
-                    && task.desired_state == DesiredState::Running
-            };
-            let running = tasks().filter(runs).count() as u64;
-            let wanted = service.spec.mode.replicas();
-            // One that got no port is told so, and starts nothing.
-            if running != wanted && service.endpoint.error.is_empty() {
-                return Some(format!("service {name} has {running} tasks of {wanted}"));
-            }
-            let over = |task: &&Arc<Task>| {
-                task.desired_state > DesiredState::Running && !task.status.state.is_terminal()
-            };
-            if let Some(task) = tasks().find(over) {
-                return Some(format!("task {} does not end", task.id));
-            }
-        }
-        None
-    }
-
-    /// Whether all managers are up, one leads, and all have the same state; an error when that
-    /// takes too long.
-    fn has_come_to_rest(&mut self) -> Result<bool, Violation> {
-        let mut why = None;
-        if self.leader().is_none() {
-            why = Some("there is no leader".to_owned());
-        }
-        let newest = self.history.newest().index();
-        let leader = self
-            .leader()
-            .and_then(|host| self.hosts[host].manager.as_ref());
-        let (voters, learners) = leader.map(Manager::members).unwrap_or_default();
-        if !learners.is_empty() {
-            why = Some(format!("{learners:?} have no vote yet"));
-        }
-        for (host, it) in self.hosts.iter_mut().enumerate() {
-            if !voters.contains(&(host as u64 + 1)) {
-                continue;
-            }
-            match &mut it.manager {
-                None => why = Some(format!("manager {host} is down")),
-                Some(manager) if manager.index() < newest => {
-                    why = Some(format!("manager {host} is behind"));
-                }
-                Some(manager) => self.history.compare(host, &manager.view())?,
-            }
-        }
-        if why.is_none() {
-            why = self.unsettled();
-        }
-        match why {
-            None => {
-                self.users.relies_on(self.history.newest())?;
-                Ok(true)
-            }
-            Some(why) if self.now > self.plan.storm_us + REST_US => {
-                Err(format!("the swarm does not come to rest: {why}"))
-            }
-            Some(_) => Ok(false),
-        }
     }
 }
