@@ -37,6 +37,8 @@ pub(super) struct Lead {
     pub(super) reports: Vec<Report>,
     /// Whether an update that writes reports down waits or is on its way.
     pub(super) is_recording: bool,
+    /// When it may be tried again, after it failed.
+    pub(super) record_at: Option<Timestamp>,
     /// Whether an update that writes verdicts down waits or is on its way.
     pub(super) is_judging: bool,
     sessions: Sessions,
@@ -56,6 +58,7 @@ impl Lead {
             liveness: Liveness::new(now),
             reports: Vec::new(),
             is_recording: false,
+            record_at: None,
             is_judging: false,
             sessions: Sessions::new(state),
             streams: BTreeMap::new(),

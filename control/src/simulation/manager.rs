@@ -410,7 +410,9 @@ impl Manager {
             lead.publish(state, output);
             state.index()
         });
-        if !lead.reports.is_empty() && !lead.is_recording {
+        let is_due = lead.record_at.is_none_or(|at| at <= now);
+        if !lead.reports.is_empty() && !lead.is_recording && is_due {
+            lead.record_at = None;
             lead.is_recording = true;
             let count = lead.reports.len().min(REPORTS_PER_UPDATE);
             let reports = lead.reports.drain(..count).collect();
@@ -583,6 +585,7 @@ impl Manager {
                 lead.is_recording = false;
                 if matches!(outcome, Outcome::Unknown(_)) {
                     lead.reports.splice(..0, reports);
+                    lead.record_at = Some(now.after(RETRY_DELAY));
                 }
             }
             Purpose::Judge => {
