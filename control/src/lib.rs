@@ -30,6 +30,7 @@ mod failure;
 mod leader;
 mod membership;
 mod orchestrate;
+mod private_file;
 mod process;
 mod raft;
 mod run;

@@ -2,9 +2,8 @@
 //! that restarts do not make more of them, replaced together with its key at a random point of 50 to
 //! 80 % of its life.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use rand::Rng;
@@ -13,6 +12,8 @@ use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use swarm_model::{Cluster, ClusterId, NodeId, Renewal, Role, Timestamp};
+
+use crate::private_file;
 
 use super::creds::CredentialsError;
 use super::subject::{SubjectError, validity};
@@ -100,9 +101,11 @@ impl OwnCertificate {
         let chain = Authority::new(cluster)?.issue(request.der(), &subject, term, rng)?;
         let pem = key.serialize_pem() + &chain;
         let own = Self::from_pem(&pem, root_pem, &subject, rng)?;
-        write(path, &pem).map_err(|source| OwnCertificateError::Write {
-            path: path.to_owned(),
-            source,
+        private_file::replace(path, pem.as_bytes()).map_err(|source| {
+            OwnCertificateError::Write {
+                path: path.to_owned(),
+                source,
+            }
         })?;
         Ok(own)
     }
@@ -158,30 +161,6 @@ fn read(path: &Path) -> Option<String> {
     let file = fs::File::open(path).ok()?;
     file.take(MAX_FILE_BYTES).read_to_string(&mut text).ok()?;
     Some(text)
-}
-
-/// Replaces the file in one step, readable by its owner alone.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)?;
-    }
-    let new = path.with_extension("new");
-    // A leftover of an interrupted write may have other permissions.
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path)
 }
 
 #[cfg(test)]

@@ -8,9 +8,8 @@
 //! a host that somebody has taken over. Each manager has its own.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use prost::Message;
@@ -19,6 +18,8 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Prk};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::private_file;
 
 use super::record::RecordError;
 
@@ -78,24 +79,7 @@ impl Sealer {
         SystemRandom::new()
             .fill(&mut key[..])
             .map_err(|_| io::Error::other("the system gives no randomness"))?;
-        let new = path.with_extension("new");
-        // A leftover of an interrupted write may have other permissions.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(HEADER)?;
-        file.write_all(&key[..])?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        if let Some(directory) = path.parent() {
-            File::open(directory)?.sync_all()?;
-        }
+        private_file::replace(path, &Zeroizing::new([HEADER, &key[..]].concat()))?;
         Ok(Self::new(&key))
     }
 
@@ -142,6 +126,7 @@ fn nonce() -> Nonce {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use proptest::prelude::*;
