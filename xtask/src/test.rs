@@ -46,7 +46,7 @@ const KERNEL_TESTS: [(&str, &str, &[&str]); 2] = [
 /// this kernel has, IPVS, is damaged by the tests of whole clusters.
 const SLOW_IN_THE_LAB: [&str; 6] = [
     "whatever_breaks_while_no_agent_runs_is_put_right_by_the_next",
-    "whatever_is_broken_by_hand_is_put_right",
+    "whatever_is_broken_by_hand",
     "whatever_is_broken_in_a_users_network_is_put_right",
     "ebpf::tests::sockets::",
     "network::tests::egress::",
