@@ -61,11 +61,7 @@ const TRANSLATED: i32 = i32::MIN;
 #[inline(never)]
 fn of_any(skb: *mut __sk_buff) -> i32 {
     let ctx = TcContext::new(skb);
-    let headers = match packet::ipv4(&ctx) {
-        Some(ip) => Some(ip.headers()),
-        None => headers::ipv6(&ctx),
-    };
-    match headers.and_then(|headers| of_headers(&ctx, &headers)) {
+    match headers::of_packet(&ctx).and_then(|headers| of_headers(&ctx, &headers)) {
         None => NEXT,
         Some(way) if way.is_native => send(&ctx, way.mac),
         Some(_) => TRANSLATED,

@@ -12,7 +12,7 @@ use swarm_ebpf_common::{Address, Counter, FragmentKey};
 
 use crate::count::count;
 use crate::packet::{
-    ETHERNET_LEN, FRAGMENT_OFFSET, IPV4_MIN_LEN, Ipv4Header, PROTOCOL_SCTP, PROTOCOL_TCP,
+    self, ETHERNET_LEN, FRAGMENT_OFFSET, IPV4_MIN_LEN, Ipv4Header, PROTOCOL_SCTP, PROTOCOL_TCP,
     PROTOCOL_UDP, Ports, PortsHeader, TcpHeader, ports_at, reach,
 };
 
@@ -21,10 +21,10 @@ const PROTOCOL_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
 /// Protocol numbers (IANA).
 const HOP_BY_HOP: u8 = 0;
-const ICMP: u8 = 1;
+pub const ICMP: u8 = 1;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const ICMP6: u8 = 58;
+pub const FRAGMENT: u8 = 44;
+pub const ICMP6: u8 = 58;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// Extension headers that are skipped. RFC 8200 (section 4.1) knows one more in front of a transport
@@ -37,19 +37,19 @@ const VERSION_6: u32 = 0x6000_0000_u32.to_be();
 const CLASS_AND_LABEL: u32 = 0x0fff_ffff_u32.to_be();
 
 /// The offset in a fragment header, in units of eight bytes.
-const FRAGMENT_OFFSET6: u16 = 0xfff8_u16.to_be();
+pub const FRAGMENT_OFFSET6: u16 = 0xfff8_u16.to_be();
 
 /// Bytes in front of the packet in an ICMP or ICMPv6 error.
-const ERROR_LEN: usize = 8;
+pub const ERROR_LEN: usize = 8;
 
 #[repr(C)]
-struct Ipv6Header {
+pub struct Ipv6Header {
     version_class_label: u32,
     payload_len: u16,
-    next: u8,
+    pub next: u8,
     hop_limit: u8,
-    source: [u32; 4],
-    destination: [u32; 4],
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
 }
 
 /// The beginning of every extension header; the third and fourth byte are a routing header's.
@@ -65,10 +65,10 @@ struct ExtensionHeader {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct FragmentHeader {
-    next: u8,
+pub struct FragmentHeader {
+    pub next: u8,
     reserved: u8,
-    offset: u16,
+    pub offset: u16,
     id: u32,
 }
 
@@ -106,6 +106,16 @@ pub struct Subject {
     pub ports: (u16, u16),
     /// Offset in bytes of its transport header.
     pub transport: usize,
+}
+
+/// The headers of a packet of either IP version; nothing when it is another one, not well-formed, or
+/// hides what comes after them.
+#[inline(always)]
+pub fn of_packet(ctx: &TcContext) -> Option<Headers> {
+    match packet::ipv4(ctx) {
+        Some(ip) => Some(ip.headers()),
+        None => ipv6(ctx),
+    }
 }
 
 /// The headers of an IPv6 packet; nothing when it is another one, not well-formed, or hides what

@@ -22,12 +22,15 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{
-    ASKED_NS, Address, Counter, FLOW_SEEN_GRAIN_NS, FlowKey, Mac, Protocol, PublishedKey, TaskPort,
-    capacity,
+    ASKED_NS, Address, Counter, FLOW_SEEN_GRAIN_NS, FlowKey, Mac, PublishedKey, TaskPort, capacity,
 };
 
 use crate::count::count;
-use crate::packet::tcp;
+use crate::headers::{FRAGMENT, FRAGMENT_OFFSET6, FragmentHeader, ICMP, ICMP6, Ipv6Header};
+use crate::packet::{
+    EthernetHeader, FRAGMENT_OFFSET, Ipv4Header, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
+    PortsHeader, tcp,
+};
 
 #[map(name = "task_ports")]
 pub static TASK_PORTS: HashMap<u32, TaskPort> = HashMap::pinned(capacity::TASK_PORTS, 0);
@@ -43,22 +46,9 @@ const IPV4: u16 = 0x0800_u16.to_be();
 const IPV6: u16 = 0x86dd_u16.to_be();
 const ARP: u16 = 0x0806_u16.to_be();
 
-const TCP: u8 = Protocol::Tcp as u8;
-const UDP: u8 = Protocol::Udp as u8;
-const SCTP: u8 = Protocol::Sctp as u8;
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
-
 /// Everything that is looked at without options fits: Ethernet, IPv6, a fragment's header, ICMPv6, and
 /// an IPv6 header with ports in it.
 const LOOKED_AT: u32 = 14 + 40 + 8 + 8 + 40 + 4;
-
-#[repr(C)]
-struct Ethernet {
-    destination: [u8; 6],
-    source: [u8; 6],
-    kind: u16,
-}
 
 /// Up to the sender of an ARP message about IPv4 on Ethernet (RFC 826).
 #[repr(C)]
@@ -70,51 +60,11 @@ struct Arp {
 }
 
 #[repr(C)]
-struct Ipv4Header {
-    version_and_length: u8,
-    tos: u8,
-    total_len: u16,
-    id: u16,
-    fragment: u16,
-    ttl: u8,
-    protocol: u8,
-    checksum: u16,
-    source: u32,
-    destination: u32,
-}
-
-#[repr(C)]
-struct Ipv6Header {
-    version_class_flow: u32,
-    payload_len: u16,
-    next: u8,
-    hops: u8,
-    source: [u32; 4],
-    destination: [u32; 4],
-}
-
-/// RFC 8200, section 4.5.
-#[repr(C)]
-struct FragmentHeader {
-    next: u8,
-    reserved: u8,
-    /// In units of eight bytes, above three other bits.
-    offset: u16,
-    id: u32,
-}
-
-#[repr(C)]
 struct Icmp {
     kind: u8,
     code: u8,
     checksum: u16,
     rest: u32,
-}
-
-#[repr(C)]
-struct Ports {
-    source: u16,
-    destination: u16,
 }
 
 /// An IP header.
@@ -136,7 +86,7 @@ pub fn may_send(skb: *mut __sk_buff) -> bool {
     let Some(task) = task(ctx) else {
         return true;
     };
-    let Some(ethernet) = at::<Ethernet>(ctx, 0) else {
+    let Some(ethernet) = at::<EthernetHeader>(ctx, 0) else {
         return true;
     };
     if Mac::new(ethernet.source) != task.mac {
@@ -144,8 +94,8 @@ pub fn may_send(skb: *mut __sk_buff) -> bool {
     }
     let header = match ethernet.kind {
         ARP => return sends_as_itself(ctx, task),
-        IPV4 => ipv4(ctx, size_of::<Ethernet>()),
-        IPV6 => ipv6(ctx, size_of::<Ethernet>()),
+        IPV4 => ipv4(ctx, size_of::<EthernetHeader>()),
+        IPV6 => ipv6(ctx, size_of::<EthernetHeader>()),
         _ => return refuse(Counter::Isolated),
     };
     let Some(header) = header else {
@@ -168,13 +118,13 @@ pub fn may_receive(skb: *mut __sk_buff) -> bool {
     let Some(task) = task(ctx) else {
         return true;
     };
-    let Some(ethernet) = at::<Ethernet>(ctx, 0) else {
+    let Some(ethernet) = at::<EthernetHeader>(ctx, 0) else {
         return true;
     };
     let header = match ethernet.kind {
         ARP => return true,
-        IPV4 => ipv4(ctx, size_of::<Ethernet>()),
-        IPV6 => ipv6(ctx, size_of::<Ethernet>()),
+        IPV4 => ipv4(ctx, size_of::<EthernetHeader>()),
+        IPV6 => ipv6(ctx, size_of::<EthernetHeader>()),
         _ => None,
     };
     let Some(header) = header else {
@@ -206,7 +156,7 @@ fn task<'a>(ctx: &TcContext) -> Option<&'a TaskPort> {
 /// Whether an ARP message names the task as its sender.
 #[inline(always)]
 fn sends_as_itself(ctx: &TcContext, task: &TaskPort) -> bool {
-    let itself = at::<Arp>(ctx, size_of::<Ethernet>()).is_some_and(|arp| {
+    let itself = at::<Arp>(ctx, size_of::<EthernetHeader>()).is_some_and(|arp| {
         let [high, low] = arp.sender;
         let word = u32::from(high) | u32::from(low) << 16;
         Mac::new(arp.sender_mac) == task.mac && Address::from_ipv4_word(word) == task.address
@@ -219,7 +169,7 @@ fn sends_as_itself(ctx: &TcContext, task: &TaskPort) -> bool {
 fn is_neighbour_discovery(ctx: &TcContext, header: &Header) -> bool {
     const SOLICITATION: u8 = 135;
     const ADVERTISEMENT: u8 = 136;
-    header.protocol == ICMPV6
+    header.protocol == ICMP6
         && at::<Icmp>(ctx, header.end)
             .is_some_and(|icmp| icmp.kind == SOLICITATION || icmp.kind == ADVERTISEMENT)
 }
@@ -250,7 +200,7 @@ fn is_open(ctx: &TcContext, header: &Header, way: Way) -> bool {
     if header.later {
         return true;
     }
-    if header.protocol != ICMP && header.protocol != ICMPV6 {
+    if header.protocol != ICMP && header.protocol != ICMP6 {
         return is_published(ctx, header, way);
     }
     let Some(icmp) = at::<Icmp>(ctx, header.end) else {
@@ -261,9 +211,9 @@ fn is_open(ctx: &TcContext, header: &Header, way: Way) -> bool {
         // Unreachable, time exceeded, parameter problem (RFC 792).
         (ICMP, 3 | 11 | 12) => ipv4(ctx, inner),
         // Unreachable, too big, time exceeded, parameter problem (RFC 4443).
-        (ICMPV6, 1..=4) => ipv6(ctx, inner),
+        (ICMP6, 1..=4) => ipv6(ctx, inner),
         // Who sees a neighbour resolves it by its global address too.
-        (ICMPV6, 135 | 136) => return true,
+        (ICMP6, 135 | 136) => return true,
         _ => None,
     };
     inner.is_some_and(|inner| {
@@ -284,11 +234,11 @@ enum Way {
 
 #[inline(always)]
 fn is_published(ctx: &TcContext, header: &Header, way: Way) -> bool {
-    let is_tcp = header.protocol == TCP;
-    if !matches!(header.protocol, TCP | UDP | SCTP) {
+    let is_tcp = header.protocol == PROTOCOL_TCP;
+    if !matches!(header.protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP) {
         return false;
     }
-    let Some(ports) = at::<Ports>(ctx, header.end) else {
+    let Some(ports) = at::<PortsHeader>(ctx, header.end) else {
         return false;
     };
     let (from, to) = (
@@ -354,13 +304,12 @@ fn was_asked(flow: &FlowKey) -> bool {
 
 #[inline(always)]
 fn ipv4(ctx: &TcContext, offset: usize) -> Option<Header> {
-    const LATER: u16 = 0x1fff_u16.to_be();
     let header = at::<Ipv4Header>(ctx, offset)?;
     Some(Header {
         source: Address::from_ipv4_word(header.source),
         destination: Address::from_ipv4_word(header.destination),
         protocol: header.protocol,
-        later: header.fragment & LATER != 0,
+        later: header.fragment & FRAGMENT_OFFSET != 0,
         end: offset + usize::from(header.version_and_length & 0x0f) * 4,
     })
 }
@@ -368,8 +317,6 @@ fn ipv4(ctx: &TcContext, offset: usize) -> Option<Header> {
 /// Of the extension headers that of a fragment is read. What has others is open to nobody.
 #[inline(always)]
 fn ipv6(ctx: &TcContext, offset: usize) -> Option<Header> {
-    const FRAGMENT: u8 = 44;
-    const LATER: u16 = 0xfff8_u16.to_be();
     let header = at::<Ipv6Header>(ctx, offset)?;
     let mut found = Header {
         source: Address::from_words(header.source),
@@ -381,7 +328,7 @@ fn ipv6(ctx: &TcContext, offset: usize) -> Option<Header> {
     if found.protocol == FRAGMENT {
         let fragment = at::<FragmentHeader>(ctx, found.end)?;
         found.protocol = fragment.next;
-        found.later = fragment.offset & LATER != 0;
+        found.later = fragment.offset & FRAGMENT_OFFSET6 != 0;
         found.end += size_of::<FragmentHeader>();
     }
     Some(found)
@@ -403,5 +350,5 @@ fn at<'a, T>(ctx: &TcContext, offset: usize) -> Option<&'a T> {
     })
 }
 
-const _: () = assert!(size_of::<Ethernet>() == 14 && size_of::<Ipv6Header>() == 40);
+const _: () = assert!(size_of::<EthernetHeader>() == 14 && size_of::<Ipv6Header>() == 40);
 const _: () = assert!(offset_of!(Arp, sender) == 14);

@@ -37,10 +37,10 @@ pub mod tcp {
 }
 
 #[repr(C)]
-struct EthernetHeader {
-    destination: [u8; 6],
-    source: [u8; 6],
-    kind: u16,
+pub struct EthernetHeader {
+    pub destination: [u8; 6],
+    pub source: [u8; 6],
+    pub kind: u16,
 }
 
 #[repr(C)]

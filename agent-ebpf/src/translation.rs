@@ -32,10 +32,10 @@ use swarm_ebpf_common::{
 use crate::count::count;
 use crate::flow_learn::{FLOW, INGRESS_MACS, refresh, refreshed};
 use crate::flow_return::send;
-use crate::headers::{Headers, Part, Subject};
+use crate::headers::{ERROR_LEN, Headers, Part, Subject, of_packet};
 use crate::isolation::{TARGETS, TASK_PORTS};
 use crate::packet::{ETHERNET_LEN, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, Ports, tcp};
-use crate::{NEXT, fragments, headers, packet};
+use crate::{NEXT, fragments, packet};
 
 #[map(name = "xlat_in")]
 static XLAT_IN: LruHashMap<TranslationKey, Endpoint> =
@@ -71,8 +71,6 @@ const DESTINATION4: usize = 16;
 const CHECKSUM4: usize = 10;
 const SOURCE6: usize = 8;
 const DESTINATION6: usize = 24;
-/// Bytes in front of the packet in an ICMP error.
-const ERROR_LEN: usize = 8;
 /// Offset of the checksum in an ICMP header.
 const ICMP_CHECKSUM: usize = 2;
 
@@ -81,7 +79,7 @@ const ICMP_CHECKSUM: usize = 2;
 #[inline(never)]
 pub fn inward(skb: *mut __sk_buff, port: u32) -> i32 {
     let ctx = TcContext::new(skb);
-    let Some(headers) = parse(&ctx) else {
+    let Some(headers) = of_packet(&ctx) else {
         return NEXT;
     };
     let Some(mac) = packet::source_mac(&ctx) else {
@@ -349,7 +347,7 @@ pub fn outward(skb: *mut __sk_buff) -> i32 {
 /// that is not known any more.
 #[inline(always)]
 fn restore(ctx: &TcContext) -> Option<[u8; 6]> {
-    let headers = parse(ctx)?;
+    let headers = of_packet(ctx)?;
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the map owns the value and it belongs to this CPU.
     let scratch = unsafe { &mut *scratch };
@@ -448,15 +446,17 @@ enum End {
     Destination,
 }
 
-const PSEUDO: u64 = BPF_F_PSEUDO_HDR as u64;
-
-#[inline(always)]
-fn parse(ctx: &TcContext) -> Option<Headers> {
-    match packet::ipv4(ctx) {
-        Some(ip) => Some(ip.headers()),
-        None => headers::ipv6(ctx),
+impl End {
+    /// Offset of its port in a transport header.
+    const fn port(self) -> usize {
+        match self {
+            Self::Source => 0,
+            Self::Destination => 2,
+        }
     }
 }
+
+const PSEUDO: u64 = BPF_F_PSEUDO_HDR as u64;
 
 /// Writes another address and port into a packet with a transport header.
 #[inline(always)]
@@ -477,11 +477,7 @@ fn replace(ctx: &TcContext, headers: &Headers, end: End, old: &Endpoint, new: &E
             u64::from(new.port_be),
             mangled | 2,
         );
-        let at = match end {
-            End::Source => 0,
-            End::Destination => 2,
-        };
-        let _ = ctx.store(headers.transport + at, &new.port_be, 0);
+        let _ = ctx.store(headers.transport + end.port(), &new.port_be, 0);
     }
 }
 
@@ -552,10 +548,6 @@ fn replace_inside(
     if old.port_be != new.port_be {
         let (old_port, new_port) = (u64::from(old.port_be), u64::from(new.port_be));
         let _ = ctx.skb.l4_csum_replace(checksum, old_port, new_port, 2);
-        let at = match end {
-            End::Source => 0,
-            End::Destination => 2,
-        };
-        let _ = ctx.store(subject.transport + at, &new.port_be, 0);
+        let _ = ctx.store(subject.transport + end.port(), &new.port_be, 0);
     }
 }

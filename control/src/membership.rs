@@ -37,14 +37,6 @@ pub(crate) struct Membership {
     pub(crate) remote: Option<SocketAddr>,
 }
 
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    Nothing,
-    /// Ask one of these managers.
-    Ask(Vec<SocketAddr>),
-}
-
 impl Membership {
     /// Runs until the store is gone.
     pub(crate) async fn keep(self) {
@@ -52,7 +44,7 @@ impl Membership {
         let mut told = String::new();
         loop {
             changed.borrow_and_update();
-            let Step::Ask(managers) = self.store.read(|state| self.step(state)) else {
+            let Some(managers) = self.store.read(|state| self.to_ask(state)) else {
                 told.clear();
                 if changed.changed().await.is_err() {
                     return;
@@ -77,20 +69,21 @@ impl Membership {
         }
     }
 
-    fn step(&self, state: &State) -> Step {
+    /// The managers to ask; nothing when all is as it should be.
+    fn to_ask(&self, state: &State) -> Option<Vec<SocketAddr>> {
         let node = state.node(&self.self_id);
         if node.is_some_and(|node| node.role == Role::Worker) {
-            return Step::Nothing;
+            return None;
         }
         let is_right = node
             .and_then(|node| node.manager.as_ref())
             .is_some_and(|it| it.raft_id == self.raft_id && it.address == self.address);
         if is_right {
-            return Step::Nothing;
+            return None;
         }
         let others = state.nodes().filter(|node| node.id != self.self_id);
         let known = others.filter_map(|node| node.manager.as_ref().map(|it| it.address));
-        Step::Ask(known.chain(self.remote).collect())
+        Some(known.chain(self.remote).collect())
     }
 
     /// Writes down where this manager is reached, as only the leader can.

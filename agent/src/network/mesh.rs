@@ -139,34 +139,27 @@ impl LoadedMesh {
             sockets,
         } = self.written.clone();
         let mut changed = Changed::default();
-        let mut note = |outcome: Changed| {
-            changed.written += outcome.written;
-            changed.removed += outcome.removed;
-        };
         if let Some(config) = config {
-            note(Changed {
-                written: self.mesh.set_config(config)?.into(),
-                removed: 0,
-            });
+            changed.written += usize::from(self.mesh.set_config(config)?);
         }
         if let Some(addresses) = &node_addresses {
-            note(self.mesh.set_node_addresses(addresses)?);
+            changed += self.mesh.set_node_addresses(addresses)?;
         }
         if let Some(macs) = &ingress_macs {
-            note(self.mesh.set_ingress_macs(&octets(macs))?);
+            changed += self.mesh.set_ingress_macs(&octets(macs))?;
         }
         if let Some(sources) = &sources {
-            note(self.mesh.set_sources(&source_keys(sources))?);
+            changed += self.mesh.set_sources(&source_keys(sources))?;
         }
         if let Some(published) = &published {
-            note(self.mesh.set_published(&entries(published))?);
+            changed += self.mesh.set_published(&entries(published))?;
         }
         if let Some((ports, targets)) = &isolation {
-            note(self.mesh.set_task_ports(ports)?);
-            note(self.mesh.set_targets(targets)?);
+            changed += self.mesh.set_task_ports(ports)?;
+            changed += self.mesh.set_targets(targets)?;
         }
         if let Some(sockets) = &sockets {
-            note(self.mesh.set_sockets(sockets)?);
+            changed += self.mesh.set_sockets(sockets)?;
         }
         if changed != Changed::default() {
             tracing::warn!(
@@ -174,14 +167,8 @@ impl LoadedMesh {
                 "the mesh's maps were changed by somebody else; put right"
             );
         }
-        let config = config.map(|config| MeshConfig {
-            host_veth: link_name(config.e1h_ifindex),
-            uplink: link_name(config.uplink_ifindex),
-            vxlan: port_name(config.vxlan_ifindex),
-            mac: Mac(config.mac.octets),
-        });
         Ok(MeshMaps {
-            config,
+            config: config.map(|config| named_config(config, link_name, &port_name)),
             node_addresses,
             ingress_macs,
             published,
@@ -212,12 +199,7 @@ impl LoadedMesh {
         } = self.mesh.contents()?;
         let macs = ingress_macs.into_iter();
         Ok(MeshMaps {
-            config: Some(MeshConfig {
-                host_veth: link_name(config.e1h_ifindex),
-                uplink: link_name(config.uplink_ifindex),
-                vxlan: port_name(config.vxlan_ifindex),
-                mac: Mac(config.mac.octets),
-            }),
+            config: Some(named_config(config, link_name, &port_name)),
             node_addresses: Some(node_addresses),
             ingress_macs: Some(macs.map(|(mac, node)| (Mac(mac), node)).collect()),
             published: published.into_iter().map(held_port).collect(),
@@ -352,6 +334,20 @@ impl LoadedMesh {
                 false => Attached::Outdated,
             }),
         )
+    }
+}
+
+/// The links by name: those of the host, and those of the ingress namespace.
+fn named_config(
+    config: Config,
+    link_name: impl Fn(u32) -> Option<String>,
+    port_name: impl Fn(u32) -> Option<String>,
+) -> MeshConfig {
+    MeshConfig {
+        host_veth: link_name(config.e1h_ifindex),
+        uplink: link_name(config.uplink_ifindex),
+        vxlan: port_name(config.vxlan_ifindex),
+        mac: Mac(config.mac.octets),
     }
 }
 

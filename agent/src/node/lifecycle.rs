@@ -140,9 +140,7 @@ impl Agent {
             Some((membership, credentials)) => {
                 let control = match membership.role {
                     Role::Manager => {
-                        let (listen, advertise) = role::addresses(&membership);
-                        let process =
-                            ControlProcess::new(&config, listen, advertise)?.member(&membership);
+                        let process = role::process(&config, &membership)?;
                         let running = process.spawn(None)?;
                         Some((process, running))
                     }
@@ -323,8 +321,7 @@ impl Agent {
         membership: &Membership,
         credentials: &Credentials,
     ) -> Result<(ControlProcess, Running), ControlError> {
-        let (listen, advertise) = role::addresses(membership);
-        let process = ControlProcess::new(&self.config, listen, advertise)?.member(membership);
+        let process = role::process(&self.config, membership)?;
         process.give_certificate(credentials)?;
         let running = process.spawn(None)?;
         Ok((process, running))

@@ -135,8 +135,7 @@ impl RoleKeeper {
                 membership.advertise_address = Some(advertise);
                 membership.role = role;
                 if self.control.is_none() {
-                    let process =
-                        ControlProcess::new(&self.config, listen, advertise)?.member(&membership);
+                    let process = process(&self.config, &membership)?;
                     if let Some((_, credentials)) = self.state.load()? {
                         process.give_certificate(&credentials)?;
                     }
@@ -177,8 +176,17 @@ impl RoleKeeper {
     }
 }
 
+/// The manager process of a node that is in a swarm with others.
+pub(super) fn process(
+    config: &Config,
+    membership: &Membership,
+) -> Result<ControlProcess, ControlError> {
+    let (listen, advertise) = addresses(membership);
+    Ok(ControlProcess::new(config, listen, advertise)?.member(membership))
+}
+
 /// Where a manager on this node listens and is dialled.
-pub(super) fn addresses(membership: &Membership) -> (SocketAddr, SocketAddr) {
+fn addresses(membership: &Membership) -> (SocketAddr, SocketAddr) {
     let default = SocketAddr::new(membership.data_path_address, DEFAULT_PORT);
     let advertise = membership.advertise_address.unwrap_or(default);
     let listen = membership.listen_address;
