@@ -85,6 +85,8 @@ pub(crate) struct Overlay {
     pub(crate) vni: u32,
     /// The network's addresses.
     pub(crate) subnet: IpNet,
+    /// Its IPv6 addresses, as those of [`IngressNetwork`]; nothing for a network of IPv4 alone.
+    pub(crate) subnet6: Option<Ipv6Net>,
     /// The address that every node answers as the gateway.
     pub(crate) gateway: IpAddr,
     /// Largest packet in bytes that a person wants; what the underlay does not carry is lowered.

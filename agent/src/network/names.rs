@@ -79,6 +79,12 @@ pub(super) fn task_device(number: usize) -> String {
     format!("eth{number}")
 }
 
+/// Whether a link of a task's namespace may be one that [`task_device`] names.
+pub(super) fn is_task_device(name: &str) -> bool {
+    name.strip_prefix("eth")
+        .is_some_and(|number| number.parse::<usize>().is_ok())
+}
+
 /// Whether a link of a network's namespace is a task's port.
 pub(super) fn is_task_port(name: &str) -> bool {
     name.len() == 13
@@ -150,6 +156,19 @@ pub(super) const OVERLAY_SYSCTLS: &[(&str, &str)] = &[
     ("bridge/bridge-nf-call-iptables", "0"),
 ];
 
+/// Settings of the namespace of a user's network with IPv6.
+pub(super) const OVERLAY_SYSCTLS6: &[(&str, &str)] = &[
+    // The host may have been started with it disabled.
+    (IPV6_SETTING, "0"),
+    ("ipv6/conf/default/disable_ipv6", "0"),
+    // Here is nothing to forward to, ...
+    ("ipv6/conf/all/forwarding", "0"),
+    // ... and no link needs an address of its own making.
+    ("ipv6/conf/default/addr_gen_mode", "1"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/autoconf", "0"),
+];
+
 /// In the host's namespace. The route look-up of `mesh_out` (`bpf_fib_lookup`) answers only for an
 /// interface that forwards, as does the host's stack; the host's `ip_forward` is not ours to set.
 pub(super) const HOST_LINK_SYSCTLS: &[(&str, &str, &str)] =
@@ -192,9 +211,11 @@ pub(super) const TASK_SYSCTLS6: &[(&str, &str)] = &[
     ("ipv6/conf/default/router_solicitations", "0"),
 ];
 
-/// Whether the container wants no IPv6 on its interface, as with
+/// Whether the container wants no IPv6 on this interface of its own, as with
 /// `--sysctl net.ipv6.conf.all.disable_ipv6=1`.
-pub(super) const TASK_WITHOUT_IPV6: &str = "ipv6/conf/eth0/disable_ipv6";
+pub(super) fn without_ipv6_of(device: &str) -> String {
+    format!("ipv6/conf/{device}/disable_ipv6")
+}
 
 /// In the host's namespace: as [`HOST_LINK_SYSCTLS`], and no address of the link's own making.
 pub(super) const HOST_LINK_SYSCTLS6: &[(&str, &str, &str)] = &[

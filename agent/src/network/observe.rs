@@ -23,8 +23,8 @@ use super::model::{
 };
 use super::names::{
     HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6, HOST_VETH, INGRESS_LINK_SYSCTLS,
-    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, LOOPBACK, OVERLAY_SYSCTLS, TASK_DEVICE,
-    TASK_WITHOUT_IPV6, VXLAN, forwarding_of, is_task_port,
+    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, LOOPBACK, OVERLAY_SYSCTLS, OVERLAY_SYSCTLS6,
+    VXLAN, forwarding_of, is_task_device, is_task_port, without_ipv6_of,
 };
 use super::netlink::NetlinkError;
 use super::netns::read_sysctl;
@@ -224,13 +224,13 @@ fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<String> {
         Place::Host => HOST_LINK_SYSCTLS.iter().chain(HOST_LINK_SYSCTLS6),
         Place::Ingress => INGRESS_LINK_SYSCTLS.iter().chain(&[]),
         Place::Overlay(_) => {
-            let keys = OVERLAY_SYSCTLS.iter().map(|(key, _)| (*key).to_owned());
-            return keys.collect();
+            let keys = OVERLAY_SYSCTLS.iter().chain(OVERLAY_SYSCTLS6);
+            return keys.map(|(key, _)| (*key).to_owned()).collect();
         }
-        Place::Task(_) if there(TASK_DEVICE) => {
-            return BTreeSet::from([TASK_WITHOUT_IPV6.to_owned()]);
+        Place::Task(_) => {
+            let devices = namespace.links.keys().filter(|name| is_task_device(name));
+            return devices.map(|name| without_ipv6_of(name)).collect();
         }
-        Place::Task(_) => return BTreeSet::new(),
     };
     let of_links = link_settings
         .filter(|(name, ..)| there(name))

@@ -150,7 +150,8 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         IpAddr::V6(_) => VXLAN_OVERHEAD6,
     });
     let mut subnet6 = desired.network.subnet6.filter(|_| observed.ipv6);
-    if subnet6.is_some() && overlay_mtu < IPV6_MIN_MTU {
+    let narrow = observed.ipv6 && overlay_mtu < IPV6_MIN_MTU;
+    if narrow && (subnet6.is_some() || on_ipv6(desired)) {
         problems.push(Problem::TooNarrowForIpv6 { mtu: overlay_mtu });
         subnet6 = None;
     }
@@ -167,6 +168,7 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         underlay_mtu,
         overlay_mtu,
         subnet6,
+        subnets6: BTreeMap::new(),
         wanted: Wanted::default(),
     };
     draft.host(&uplinks);
@@ -268,6 +270,13 @@ fn firewall(
             .cloned()
             .collect(),
     }
+}
+
+/// Whether a task here is on a user's network with IPv6.
+fn on_ipv6(desired: &Desired) -> bool {
+    let tasks = desired.local_tasks.values();
+    let mut attachments = tasks.flat_map(|task| &task.attachments);
+    attachments.any(|attachment| attachment.overlay.subnet6.is_some())
 }
 
 /// MTU of the link that has the data-path address.

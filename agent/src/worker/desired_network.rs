@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use swarm_model::{Network, NetworkId, NodeId, ServiceId, Task, TaskId};
 
 use crate::network::{
@@ -42,9 +42,17 @@ fn overlay(network: &Network) -> Overlay {
     Overlay {
         vni: network.vni.0,
         subnet: IpNet::V4(network.subnet),
+        subnet6: subnet6(network),
         gateway: network.gateway.into(),
         mtu: network.spec.mtu.map(u32::from),
     }
+}
+
+/// A network's IPv6 addresses, where the IPv4 ones fit in.
+fn subnet6(network: &Network) -> Option<Ipv6Net> {
+    network
+        .subnet6
+        .filter(|subnet| subnet.prefix_len() <= Network::PREFIX6_LEN_MAX)
 }
 
 /// The network of node `own`, with namespaces for `local_tasks`. None while this node has no place
@@ -65,9 +73,7 @@ pub(crate) fn desired_network(
         network: IngressNetwork {
             vni: ingress.vni.0,
             subnet: IpNet::V4(ingress.subnet),
-            subnet6: ingress
-                .subnet6
-                .filter(|subnet| subnet.prefix_len() <= Network::PREFIX6_LEN_MAX),
+            subnet6: subnet6(ingress),
         },
         peers: assigned
             .peers

@@ -11,7 +11,7 @@ mod publish;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -92,7 +92,17 @@ fn host() -> Observed {
 /// The same on a network that has IPv6.
 fn over_ipv6(mut desired: Desired) -> Desired {
     desired.network.subnet6 = Some("fd00:a::/64".parse().unwrap());
+    for task in desired.local_tasks.values_mut() {
+        for attachment in &mut task.attachments {
+            attachment.overlay.subnet6 = Some(subnet6_of(&attachment.overlay));
+        }
+    }
     desired
+}
+
+/// The IPv6 addresses of a user's network.
+fn subnet6_of(overlay: &Overlay) -> Ipv6Net {
+    format!("fd00:{:x}::/64", overlay.vni).parse().unwrap()
 }
 
 fn over(ipv6: bool, desired: Desired) -> Desired {
@@ -205,6 +215,7 @@ fn on_networks(mut desired: Desired, networks: &[u8]) -> Desired {
                     overlay: Overlay {
                         vni: 4097 + u32::from(network),
                         subnet: IpNet::new(IpAddr::from([10, 0, network, 0]), 24).unwrap(),
+                        subnet6: None,
                         gateway: IpAddr::from([10, 0, network, 1]),
                         mtu: [None, Some(1300), Some(9000)][usize::from(network)],
                     },

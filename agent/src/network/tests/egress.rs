@@ -8,8 +8,8 @@ use std::time::Duration;
 use swarm_model::TaskId;
 
 use super::world::{
-    DEADLINE, World, address_of, as_root, command, connect, hand_over, listen, local, task_id,
-    within,
+    DEADLINE, World, address_of, as_root, command, connect, hand_over, listen, listen_both, local,
+    task_id, within,
 };
 use crate::network::desired::LocalTask;
 use crate::network::netns::Netns;
@@ -30,7 +30,7 @@ fn fresh_port() -> u16 {
 /// Connects and returns as whom the other side sees that.
 pub(super) fn seen_as(from: &Netns, to: &Netns, address: IpAddr) -> IpAddr {
     let address = SocketAddr::new(address, fresh_port());
-    let listener = listen(to, address.port());
+    let listener = listen_both(to, address.port());
     let mut stream = connect(from, address).unwrap();
     let (mut accepted, peer) = listener.accept().unwrap();
     stream.write_all(b"there").unwrap();
@@ -40,12 +40,12 @@ pub(super) fn seen_as(from: &Netns, to: &Netns, address: IpAddr) -> IpAddr {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "and back");
-    peer.ip()
+    peer.ip().to_canonical()
 }
 
 pub(super) fn cannot_connect(from: &Netns, to: &Netns, address: IpAddr) {
     let address = SocketAddr::new(address, fresh_port());
-    let _listener = listen(to, address.port());
+    let _listener = listen_both(to, address.port());
     let outcome = from
         .run(|| TcpStream::connect_timeout(&address, REFUSAL))
         .unwrap();

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::egress::{cannot_connect, seen_as};
 use super::snapshot::{differences, settled, snapshot};
 use super::world::{
-    DEADLINE, World, as_root, command, connect, hand_over, listen, on_network, task_id, within,
+    DEADLINE, IPV4_ALONE, World, as_root, command, connect, hand_over, listen, on_network,
+    on_network6, task_id, within,
 };
 use crate::network::netns::Netns;
 
@@ -28,7 +29,11 @@ fn task(world: &World, number: u8) -> Netns {
 }
 
 fn refuses(from: &Netns, address: IpAddr) {
-    let socket = from.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    let any = match address {
+        IpAddr::V4(_) => "0.0.0.0:0",
+        IpAddr::V6(_) => "[::]:0",
+    };
+    let socket = from.run(|| UdpSocket::bind(any)).unwrap().unwrap();
     socket.connect((address, 9)).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     socket.send(b"?").unwrap();
@@ -51,10 +56,13 @@ async fn tasks_on_a_users_network_reach_each_other_on_all_nodes() {
         let (source, target) = (task(&world, from), task(&world, to));
         let seen = seen_as(&source, &target, on_network(network, to));
         assert_eq!(seen, on_network(network, from));
+        let seen = seen_as(&source, &target, on_network6(network, to));
+        assert_eq!(seen, on_network6(network, from));
     }
     // The gateway is on every node, with one MAC address, and answers.
     for (number, node) in [(1, 1), (2, 2)] {
         refuses(&task(&world, number), IpAddr::from([10, 0, 1, 1]));
+        refuses(&task(&world, number), "fd00:b:1::a00:101".parse().unwrap());
         let overlay = world.node(node).overlay(1).unwrap();
         let bridge = command(&overlay, "ip link show br0");
         assert!(bridge.contains("02:42:0a:00:01:01"), "{bridge}");
@@ -69,6 +77,67 @@ async fn tasks_on_a_users_network_reach_each_other_on_all_nodes() {
     // The way out is not theirs.
     let route = command(&task(&world, 1), "ip route show default");
     assert!(route.contains("dev eth0"), "{route}");
+}
+
+#[tokio::test]
+async fn a_users_network_has_ipv6_where_it_was_asked_for() {
+    let Some(_root) = as_root() else { return };
+    let world = World::new(2);
+    world.attach(1, &[1, IPV4_ALONE]);
+    world.attach(2, &[1, IPV4_ALONE]);
+    let tasks = [(1, 1), (2, 2)];
+    world.place(&tasks, &[]).await;
+    let (one, two) = (task(&world, 1), task(&world, 2));
+    // Each address is who it is from the start, and nobody has to ask where it is.
+    let addresses = command(&one, "ip -6 -br addr show dev eth1 scope global");
+    assert!(addresses.contains("fd00:b:1::a00:10b/64"), "{addresses}");
+    let tentative = command(&one, "ip -6 addr show tentative");
+    assert_eq!(tentative, "");
+    let overlay = world.node(1).overlay(1).unwrap();
+    let neighbours = command(&overlay, "ip -6 neigh show dev br0 nud permanent");
+    for line in [
+        "fd00:b:1::a00:10b lladdr 02:42:0a:00:01:0b",
+        "fd00:b:1::a00:10c lladdr 02:42:0a:00:01:0c",
+    ] {
+        assert!(neighbours.contains(line), "{line} not in {neighbours}");
+    }
+    let forwarding = "/proc/sys/net/ipv6/conf/all/forwarding";
+    let forwarding = overlay.run(|| std::fs::read_to_string(forwarding));
+    assert_eq!(forwarding.unwrap().unwrap().trim(), "0");
+    // A datagram as large as the overlay takes: 1450 less IPv6 and UDP headers.
+    let bind = |netns: &Netns| {
+        let socket = netns.run(|| UdpSocket::bind("[::]:0"));
+        let socket = socket.unwrap().unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket
+    };
+    let (sender, receiver) = (bind(&one), bind(&two));
+    let to = (on_network6(1, 2), receiver.local_addr().unwrap().port());
+    sender.send_to(&[1; 1402], to).unwrap();
+    assert_eq!(receiver.recv(&mut [0; 2000]).unwrap(), 1402);
+
+    // Network 9 is of IPv4 alone.
+    seen_as(&one, &two, on_network(IPV4_ALONE, 2));
+    let addresses = command(&one, "ip -6 addr show dev eth2 scope global");
+    assert_eq!(addresses, "");
+
+    // A container may do without on this interface alone, and later have it after all.
+    let disable = |value| {
+        let path = "/proc/sys/net/ipv6/conf/eth1/disable_ipv6";
+        one.run(|| std::fs::write(path, value)).unwrap().unwrap();
+    };
+    disable("1");
+    for _ in 0..2 {
+        world.place(&tasks, &[]).await;
+    }
+    assert_eq!(command(&one, "ip -6 addr show dev eth1"), "");
+    let applied = world.node(1).reconciler().applied();
+    assert!(applied.borrow().failures.is_empty(), "{applied:?}");
+    seen_as(&one, &two, on_network(1, 2));
+    disable("0");
+    world.place(&tasks, &[]).await;
+    let seen = seen_as(&two, &one, on_network6(1, 1));
+    assert_eq!(seen, on_network6(1, 2));
 }
 
 #[tokio::test]
@@ -184,14 +253,26 @@ async fn whatever_is_broken_in_a_users_network_is_put_right() {
         "bridge fdb add 02:42:0a:00:01:63 dev vx0 self dst 192.0.2.99",
         "bridge fdb add 02:42:0a:00:01:63 dev vx0 master static",
         "bridge link set dev vx0 learning on flood on",
-        "sysctl -w net.ipv4.ip_forward=1",
+        "ip addr del fd00:b:1::a00:101/64 dev br0",
+        "ip addr add fd00:b:9::1/64 dev br0 nodad",
+        "ip -6 route add fd00:b:2::/64 via fd00:b:1::a00:10b",
+        "ip -6 neigh flush dev br0 nud permanent",
+        "ip neigh add fd00:b:1::63 lladdr 02:00:00:00:00:99 dev br0 nud permanent",
+        "bridge link set dev PORT mcast_flood off",
+        "write ipv4/ip_forward 1",
+        "write ipv6/conf/all/forwarding 1",
+        "write ipv6/conf/all/disable_ipv6 1",
     ] {
         let overlay = node.overlay(1).unwrap();
-        match line.strip_prefix("sysctl -w net.ipv4.ip_forward=") {
-            Some(value) => overlay
-                .run(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", value))
-                .unwrap()
-                .unwrap(),
+        match line.strip_prefix("write ") {
+            Some(setting) => {
+                let (key, value) = setting.split_once(' ').unwrap();
+                let path = format!("/proc/sys/net/{key}");
+                overlay
+                    .run(|| std::fs::write(path, value))
+                    .unwrap()
+                    .unwrap();
+            }
             None => drop(command(&overlay, &line.replace("PORT", &port))),
         }
         let mut left = Vec::new();
@@ -202,6 +283,7 @@ async fn whatever_is_broken_in_a_users_network_is_put_right() {
         assert!(repaired, "{line} was not put right: {left:#?}");
     }
     seen_as(&task(&world, 2), &task(&world, 1), on_network(1, 1));
+    seen_as(&task(&world, 2), &task(&world, 1), on_network6(1, 1));
 }
 
 /// Task 1 is on network 1, task 4 on network 2, each with one of its own beside it.
@@ -234,8 +316,29 @@ async fn no_task_gets_into_a_network_not_its_own() {
             cannot_connect(&from, &target, address);
         }
         command(&from, &format!("ip route del {address}"));
+        let address = on_network6(2, number);
+        cannot_connect(&from, &target, address);
+        for route in [
+            "via fd00:b:1::a00:101 dev eth1",
+            "via fd00:a::aff:1 dev eth0",
+            "via fd00:a::aff:2 dev eth0 onlink",
+            "dev eth0",
+            "dev eth1",
+        ] {
+            command(&from, &format!("ip -6 route replace {address} {route}"));
+            for device in ["eth0", "eth1"] {
+                let mac = format!("02:42:0a:00:02:{last:02x}");
+                command(
+                    &from,
+                    &format!("ip neigh replace {address} lladdr {mac} dev {device} nud permanent"),
+                );
+            }
+            cannot_connect(&from, &target, address);
+        }
+        command(&from, &format!("ip -6 route del {address}"));
     }
     seen_as(&task(&world, 3), &task(&world, 4), on_network(2, 4));
+    seen_as(&task(&world, 3), &task(&world, 4), on_network6(2, 4));
 }
 
 /// Who is not answered may still be heard.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use swarm_model::{NetworkId, NodeId, PortConfig, ServiceId, TaskId};
 use tempfile::TempDir;
@@ -77,6 +77,18 @@ pub(in crate::network) fn address6_of(task: &TaskId) -> IpAddr {
 /// The address of a task on a user's network.
 pub(in crate::network) fn on_network(network: u8, task: u8) -> IpAddr {
     IpAddr::from([10, 0, network, 10 + task])
+}
+
+/// A user's network without IPv6; the others have it.
+pub(in crate::network) const IPV4_ALONE: u8 = 9;
+
+fn network6(network: u8) -> Ipv6Net {
+    format!("fd00:b:{network:x}::/64").parse().unwrap()
+}
+
+/// The twin of [`on_network`].
+pub(in crate::network) fn on_network6(network: u8, task: u8) -> IpAddr {
+    address6(network6(network), on_network(network, task)).unwrap()
 }
 
 /// Runs a program inside a namespace and returns what it printed.
@@ -277,7 +289,8 @@ impl World {
         self.nodes[number - 1].start();
     }
 
-    /// From now on, a task is on these networks of users: number n is 10.0.n.0/24.
+    /// From now on, a task is on these networks of users: number n is 10.0.n.0/24 and, but for
+    /// [`IPV4_ALONE`], fd00:b:n::/64.
     pub(in crate::network) fn attach(&self, task: u8, networks: &[u8]) {
         let mut all = self.networks.lock().unwrap();
         all.insert(task, networks.to_vec());
@@ -293,6 +306,7 @@ impl World {
             overlay: Overlay {
                 vni: 4096 + u32::from(number),
                 subnet: IpNet::new(IpAddr::from([10, 0, number, 0]), 24).unwrap(),
+                subnet6: (number != IPV4_ALONE).then(|| network6(number)),
                 gateway: IpAddr::from([10, 0, number, 1]),
                 mtu: None,
             },

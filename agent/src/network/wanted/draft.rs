@@ -14,9 +14,9 @@ use crate::network::model::{
 };
 use crate::network::names::{
     BRIDGE, EGRESS_GATEWAY, EGRESS_GATEWAY6, EGRESS_LOCAL, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6,
-    HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, LOOPBACK,
-    OVERLAY_SYSCTLS, TASK_DEVICE, TASK_SYSCTLS6, TASK_WITHOUT_IPV6, VXLAN, VXLAN_PORT,
-    forwarding_of, host_address, task_device, task_port,
+    HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, IPV6_MIN_MTU,
+    LOOPBACK, OVERLAY_SYSCTLS, OVERLAY_SYSCTLS6, TASK_DEVICE, TASK_SYSCTLS6, VXLAN, VXLAN_PORT,
+    forwarding_of, host_address, task_device, task_port, without_ipv6_of,
 };
 
 /// The VXLAN port of the bridge: what lies behind it is known, nothing is learned or flooded. ARP
@@ -46,31 +46,62 @@ pub(super) struct Draft<'a> {
     pub(super) underlay_mtu: u32,
     /// In bytes.
     pub(super) overlay_mtu: u32,
-    /// The network's IPv6 addresses, where there is IPv6 at all.
+    /// The IPv6 addresses of the ingress network, where there is IPv6 at all.
     pub(super) subnet6: Option<Ipv6Net>,
+    /// Those of the users' networks that there are here, likewise.
+    pub(super) subnets6: BTreeMap<Place, Ipv6Net>,
     /// What there is so far.
     pub(super) wanted: Wanted,
 }
 
 impl Draft<'_> {
-    /// The IPv6 address of whoever has `address` on the network.
-    fn address6(&self, address: IpAddr) -> Option<IpAddr> {
-        address6(self.subnet6?, address)
+    /// The IPv6 addresses of the network that a namespace is of.
+    fn subnet6_of(&self, network: &Place) -> Option<Ipv6Net> {
+        match network {
+            Place::Ingress => self.subnet6,
+            Place::Overlay(_) => self.subnets6.get(network).copied(),
+            Place::Host | Place::Task(_) => None,
+        }
     }
 
-    /// Everything under which whoever has `address` is on the network, with prefix lengths.
-    fn on_network(&self, address: IpAddr) -> Vec<IpNet> {
-        let subnet6 = self.subnet6.map(IpNet::V6);
-        let twin = subnet6.and_then(|subnet6| Some(in_subnet(self.address6(address)?, subnet6)));
-        let own = in_subnet(address, self.desired.network.subnet);
+    /// The IPv6 address of whoever has `address` on a network.
+    fn address6(&self, network: &Place, address: IpAddr) -> Option<IpAddr> {
+        address6(self.subnet6_of(network)?, address)
+    }
+
+    /// Everything under which whoever has `address` is on a network, with prefix lengths.
+    fn on_network(&self, network: &Place, subnet: IpNet, address: IpAddr) -> Vec<IpNet> {
+        let subnet6 = self.subnet6_of(network);
+        let twin = subnet6.and_then(|subnet6| {
+            let address = address6(subnet6, address)?;
+            Some(in_subnet(address, IpNet::V6(subnet6)))
+        });
+        let own = in_subnet(address, subnet);
         std::iter::once(own).chain(twin).collect()
+    }
+
+    /// The same of a task by this interface of its own, on which its container may want no IPv6.
+    fn of_task(
+        &self,
+        (task, device): (&TaskId, &str),
+        (network, subnet): (&Place, IpNet),
+        address: IpAddr,
+    ) -> Vec<IpNet> {
+        let mut own = self.on_network(network, subnet, address);
+        let content = self.observed.namespaces.get(&Place::Task(task.clone()));
+        let refused =
+            content.and_then(|content| content.sysctls.get(&without_ipv6_of(device))?.as_deref());
+        if refused == Some("1") {
+            own.retain(|address| address.addr().is_ipv4());
+        }
+        own
     }
 
     /// How the bridge treats the port of a task: what finds the other tasks of this node has to
     /// reach them, and with IPv6 that is multicast.
-    fn task_flags(&self) -> PortFlags {
+    fn task_flags(&self, network: &Place) -> PortFlags {
         PortFlags {
-            multicast_flood: self.subnet6.is_some(),
+            multicast_flood: self.subnet6_of(network).is_some(),
             ..TASK_FLAGS
         }
     }
@@ -150,7 +181,7 @@ impl Draft<'_> {
         self.program(&place, VXLAN, Program::ShortcutLearn);
         self.program(&place, VXLAN, Program::ShortcutOut);
 
-        let own = self.on_network(local.ingress);
+        let own = self.on_network(&place, network.subnet, local.ingress);
         let namespace = self.at(&place);
         // IPVS looks only at packets that are for this namespace.
         for address in node_addresses {
@@ -194,12 +225,12 @@ impl Draft<'_> {
     /// A task's interface on a network, and its port of the bridge there.
     fn plug(
         &mut self,
-        (network, flags): (&Place, PortFlags),
-        task: &TaskId,
-        device: &str,
+        network: &Place,
+        (task, device): (&TaskId, &str),
         address: IpAddr,
         mtu: u32,
     ) {
+        let flags = self.task_flags(network);
         let place = Place::Task(task.clone());
         let name = task_port(task);
         let peer = LinkKind::Veth(Some((place.clone(), device.to_owned())));
@@ -211,7 +242,7 @@ impl Draft<'_> {
 
     /// A task's place on a user's network; the first one's makes the network's namespace. Nothing
     /// leads from one network to another: the namespace forwards nothing, and the gateway is there
-    /// to answer and no more. IPv4 alone.
+    /// to answer and no more.
     pub(super) fn attachment(&mut self, task: &TaskId, attachment: &Attachment) {
         let Attachment {
             interface,
@@ -223,18 +254,18 @@ impl Draft<'_> {
         let carried = self.overlay_mtu;
         let mtu = overlay.mtu.map_or(carried, |mtu| mtu.min(carried));
         if !self.wanted.namespaces.contains_key(&place) {
+            let subnet6 = overlay.subnet6;
+            if let Some(subnet6) = subnet6.filter(|_| self.observed.ipv6 && mtu >= IPV6_MIN_MTU) {
+                self.subnets6.insert(place.clone(), subnet6);
+            }
             self.bridge(&place, overlay.gateway, overlay.vni, mtu);
-            let own = in_subnet(overlay.gateway, overlay.subnet);
-            let namespace = self.at(&place);
-            namespace.addresses.insert((BRIDGE.to_owned(), own));
-            namespace.routes.insert(own.trunc(), connected(BRIDGE));
+            let own = self.on_network(&place, overlay.subnet, overlay.gateway);
+            self.at(&place).carry(BRIDGE, own);
         }
         let device = task_device(*interface);
-        self.plug((&place, TASK_FLAGS), task, &device, *address, mtu);
-        let own = in_subnet(*address, overlay.subnet);
-        let namespace = self.at(&Place::Task(task.clone()));
-        namespace.addresses.insert((device.clone(), own));
-        namespace.routes.insert(own.trunc(), connected(&device));
+        self.plug(&place, (task, &device), *address, mtu);
+        let own = self.of_task((task, &device), (&place, overlay.subnet), *address);
+        self.at(&Place::Task(task.clone())).carry(&device, own);
     }
 
     /// A task of this node: its namespace and its port in the ingress namespace.
@@ -244,19 +275,14 @@ impl Draft<'_> {
         let local = &self.desired.local;
         let name = task_port(task);
         self.link(&place, LOOPBACK, loopback());
-        let ingress = (&Place::Ingress, self.task_flags());
-        self.plug(ingress, task, TASK_DEVICE, address, self.overlay_mtu);
+        let mtu = self.overlay_mtu;
+        self.plug(&Place::Ingress, (task, TASK_DEVICE), address, mtu);
         self.program(&Place::Ingress, &name, Program::FlowLearn);
         self.program(&Place::Ingress, &name, Program::FlowReturn);
 
-        let mut own = self.on_network(address);
-        let content = self.observed.namespaces.get(&place);
-        let refused =
-            content.and_then(|content| content.sysctls.get(TASK_WITHOUT_IPV6)?.as_deref());
-        if refused == Some("1") {
-            own.retain(|address| address.addr().is_ipv4());
-        }
-        let gateway6 = self.address6(local.ingress);
+        let network = (&Place::Ingress, self.desired.network.subnet);
+        let own = self.of_task((task, TASK_DEVICE), network, address);
+        let gateway6 = self.address6(&Place::Ingress, local.ingress);
         let namespace = self.at(&place);
         for own in own {
             let via = match own {
@@ -327,10 +353,7 @@ impl Draft<'_> {
     /// `address` is behind `port`, and with `vtep` at another node.
     fn reach(&mut self, network: &Place, address: IpAddr, port: &str, vtep: Option<IpAddr>) {
         let mac = Mac::of(address);
-        let twin = match network {
-            Place::Ingress => self.address6(address),
-            Place::Host | Place::Overlay(_) | Place::Task(_) => None,
-        };
+        let twin = self.address6(network, address);
         let namespace = self.at(network);
         for address in std::iter::once(address).chain(twin) {
             namespace
@@ -345,8 +368,15 @@ impl Draft<'_> {
     }
 
     pub(super) fn settings(&mut self) {
-        let tasks: Vec<_> = self.desired.local_tasks.keys().cloned().collect();
         let ipv6 = self.subnet6.is_some();
+        let on_ipv6 = |task: &LocalTask| {
+            let networks = task.attachments.iter();
+            let mut places = networks.map(|of| Place::Overlay(NetworkName::of(&of.network)));
+            ipv6 || places.any(|place| self.subnets6.contains_key(&place))
+        };
+        let tasks = self.desired.local_tasks.iter();
+        let tasks6: Vec<_> = tasks.filter(|(_, task)| on_ipv6(task)).collect();
+        let subnets6 = self.subnets6.clone();
         let places = self.wanted.namespaces.keys();
         let overlays = places.filter(|place| matches!(place, Place::Overlay(_)));
         let overlays: Vec<Place> = overlays.cloned().collect();
@@ -362,14 +392,16 @@ impl Draft<'_> {
             for (key, value) in INGRESS_SYSCTLS6 {
                 set(Place::Ingress, key, value);
             }
-            for task in tasks {
-                for (key, value) in TASK_SYSCTLS6 {
-                    set(Place::Task(task.clone()), key, value);
-                }
+        }
+        for (task, _) in tasks6 {
+            for (key, value) in TASK_SYSCTLS6 {
+                set(Place::Task(task.clone()), key, value);
             }
         }
         for place in overlays {
-            for (key, value) in OVERLAY_SYSCTLS {
+            let of_ipv6 = OVERLAY_SYSCTLS6.iter();
+            let of_ipv6 = of_ipv6.filter(|_| subnets6.contains_key(&place));
+            for (key, value) in OVERLAY_SYSCTLS.iter().chain(of_ipv6) {
                 set(place.clone(), key, value);
             }
         }
@@ -383,6 +415,16 @@ impl Draft<'_> {
             for (_, key, value) in HOST_LINK_SYSCTLS6 {
                 set(Place::Host, key, value);
             }
+        }
+    }
+}
+
+impl Namespace {
+    /// Gives a link these addresses, and routes to what is on it.
+    fn carry(&mut self, device: &str, own: impl IntoIterator<Item = IpNet>) {
+        for address in own {
+            self.addresses.insert((device.to_owned(), address));
+            self.routes.insert(address.trunc(), connected(device));
         }
     }
 }
