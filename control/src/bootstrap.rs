@@ -47,6 +47,7 @@ pub(crate) fn new_swarm(
         worker_secret: random_base36(rng, JOIN_SECRET_LEN).into(),
         manager_secret: random_base36(rng, JOIN_SECRET_LEN).into(),
         networks_made: swarm_model::NetworkCursor::default(),
+        epoch: 0,
     };
     let node = Node {
         id: founder.node_id,

@@ -21,7 +21,8 @@ pub(crate) enum Command {
     ///
     /// Exit codes: 0 told to stop; 1 something failed; 2 wrong usage; 10 the listen address is in
     /// use; 11 the listen address is not this host's; 12 another process uses the state directory;
-    /// 13 the state directory holds no swarm, or another node's.
+    /// 13 the state directory holds no swarm, or another node's; 14 another manager went on without this
+    /// one, whose state counts no more.
     Run(Config),
 }
 
@@ -47,6 +48,10 @@ pub(crate) struct Config {
     /// directory holds none. The state directory holds this node's certificate (`tls/manager.pem`).
     #[arg(long, value_name = "ADDRESS:PORT", requires = "node_id", value_parser = dialable)]
     pub(crate) join: Option<SocketAddr>,
+    /// First make this manager the only one of its swarm, whose other managers are lost. The swarm keeps
+    /// everything else; the other managers, should they come back, become workers.
+    #[arg(long, requires = "node_id", conflicts_with_all = ["join", "bootstrap"])]
+    pub(crate) force_new_cluster: bool,
     /// Id of this node.
     #[arg(long, value_name = "ID")]
     pub(crate) node_id: Option<NodeId>,
@@ -101,6 +106,11 @@ mod tests {
                 ErrorKind::ArgumentConflict,
             ),
             ("--bootstrap --node-id x", ErrorKind::ValueValidation),
+            ("--force-new-cluster", ErrorKind::MissingRequiredArgument),
+            (
+                "--force-new-cluster --join 10.0.0.2:2377 --node-id 0123456789abcdefghijklmno",
+                ErrorKind::ArgumentConflict,
+            ),
             ("--unknown", ErrorKind::UnknownArgument),
         ] {
             assert_eq!(parse(more).err(), Some(kind), "{more}");

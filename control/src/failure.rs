@@ -10,7 +10,8 @@ use swarm_model::{InvalidCluster, NodeId};
 use tokio::task::JoinError;
 
 use crate::ca::{IssueError, OwnCertificateError};
-use crate::raft::{LogError, NodeError, StartError};
+use crate::raft::{AloneError, LogError, NodeError, StartError, Superseded};
+use crate::recovery::CannotGoOn;
 use crate::serve::SocketError;
 
 /// Why the process ends other than by being told to.
@@ -64,6 +65,12 @@ pub(crate) enum Failure {
     /// The log has no swarm or not this node in it.
     #[error("the swarm's log does not hold {0}; restore the state directory from a copy")]
     Incomplete(&'static str),
+    /// It could not be made the only manager.
+    #[error("cannot go on with this manager alone; nothing was changed")]
+    Alone(#[source] AloneError<CannotGoOn>),
+    /// Another manager went on without this one.
+    #[error(transparent)]
+    Superseded(Superseded),
     /// Settings that no swarm may have.
     #[error("cannot make a swarm with these settings")]
     Settings(#[source] InvalidCluster),
@@ -99,8 +106,10 @@ impl Failure {
         ExitCode::from(match self {
             Self::AddressInUse(_) => 10,
             Self::AddressNotHere(_) => 11,
-            Self::Log(StartError::Log(LogError::Locked { .. })) => 12,
+            Self::Log(StartError::Log(LogError::Locked { .. }))
+            | Self::Alone(AloneError::Log(LogError::Locked { .. })) => 12,
             Self::NoSwarm(_) | Self::OtherNode { .. } => 13,
+            Self::Superseded(_) => 14,
             _ => 1,
         })
     }

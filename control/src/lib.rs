@@ -33,6 +33,7 @@ mod orchestrate;
 mod private_file;
 mod process;
 mod raft;
+mod recovery;
 mod run;
 mod schedule;
 mod serve;

@@ -30,10 +30,13 @@ use crate::config::Config;
 use crate::dispatch::Dispatcher;
 use crate::failure::Failure;
 use crate::membership::Membership;
-use crate::raft::{AddressBook, Config as LogConfig, LogError, Node, RaftService, StartError};
+use crate::raft::{
+    AddressBook, AloneError, Config as LogConfig, LogError, Node, RaftService, StartError,
+    Superseded,
+};
 use crate::serve::{Dialer, Network, bind_socket, serve_local, serve_network};
 use crate::store::Store;
-use crate::{clock, leader};
+use crate::{clock, leader, recovery};
 
 /// Time that a manager which is still ending gets to let go of the log.
 const LOCK_DEADLINE: Duration = Duration::from_secs(10);
@@ -68,6 +71,7 @@ async fn run_until(config: Config, stop: CancellationToken) -> Result<(), Failur
     let listener = listen(config.listen_address).await?;
     let (store, mut raft) = match opened {
         Some(opened) => opened,
+        None if config.force_new_cluster => force_new_cluster(&config)?,
         None if config.join.is_some() => join(&config)?,
         None => found(&config)?,
     };
@@ -97,7 +101,7 @@ struct Parts {
     cluster_id: ClusterId,
     raft_id: u64,
     raft: RaftService,
-    transport: Pin<Box<dyn Future<Output = ()> + Send>>,
+    transport: Pin<Box<dyn Future<Output = Result<(), Superseded>> + Send>>,
     dialer: Dialer,
     server: watch::Sender<Arc<ServerConfig>>,
     client: watch::Sender<Arc<ClientConfig>>,
@@ -170,8 +174,13 @@ async fn serve(
         address: config.advertise_address,
         remote: config.join,
     };
-    tasks.spawn(until(stop.clone(), transport));
-    tasks.spawn(until(stop.clone(), membership.keep()));
+    tasks.spawn(until(stop.clone(), async {
+        transport.await.map_err(Failure::Superseded)
+    }));
+    tasks.spawn(until(stop.clone(), async {
+        membership.keep().await;
+        Ok(())
+    }));
     let network = Network {
         listener,
         tls: server.subscribe(),
@@ -207,12 +216,14 @@ async fn serve(
 }
 
 /// `work`, cut off at `stop`.
-async fn until(stop: CancellationToken, work: impl Future<Output = ()>) -> Result<(), Failure> {
+async fn until(
+    stop: CancellationToken,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     tokio::select! {
-        () = work => {}
-        () = stop.cancelled() => {}
+        outcome = work => outcome,
+        () = stop.cancelled() => Ok(()),
     }
-    Ok(())
 }
 
 /// Lets another manager lead, where there is one, before this one ends.
@@ -271,6 +282,10 @@ fn flatten(ended: Option<Result<Result<(), Failure>, JoinError>>) -> Result<(), 
 /// The log in the state directory; none where there is none and one may be made. A manager that is
 /// just ending may still have it open.
 async fn open_log(config: &Config) -> Result<Option<(Store, Node)>, Failure> {
+    if config.force_new_cluster {
+        // Its log is there, and is to be changed before it is run.
+        return Ok(None);
+    }
     let deadline = Instant::now() + LOCK_DEADLINE;
     let mut told = false;
     loop {
@@ -337,14 +352,37 @@ fn found(config: &Config) -> Result<(Store, Node), Failure> {
     Node::bootstrap(&log_config(config), FIRST_RAFT_ID, changes).map_err(Failure::Log)
 }
 
+/// Makes this manager the only one of its swarm, and runs its log.
+fn force_new_cluster(config: &Config) -> Result<(Store, Node), Failure> {
+    let node_id = (config.node_id.as_ref()).ok_or(Failure::Incomplete("a swarm"))?;
+    let raft_id = new_raft_id();
+    let address = config.advertise_address;
+    let alone = Node::go_on_alone(&log_config(config), raft_id, |state, was| {
+        recovery::go_on_alone(state, node_id, (was, raft_id), address, clock::now())
+    });
+    match alone {
+        Ok(()) => {}
+        Err(AloneError::Log(LogError::Missing { .. })) => {
+            return Err(Failure::NoSwarm(config.state_dir.clone()));
+        }
+        Err(error) => return Err(Failure::Alone(error)),
+    }
+    tracing::warn!(raft_id, "this manager goes on alone");
+    Node::open(&log_config(config)).map_err(Failure::Log)
+}
+
+/// A number for a new member of Raft: never used again, by chance alone, since there are more numbers
+/// than managers there will ever be.
+fn new_raft_id() -> u64 {
+    rand::rng().random_range(1..=u64::MAX >> 1)
+}
+
 /// Makes the log of a new manager of a swarm, which the others will fill.
 fn join(config: &Config) -> Result<(Store, Node), Failure> {
     // Without its certificate nobody would talk to it, and no log should be left behind then.
     let node_id = (config.node_id.as_ref()).ok_or(Failure::Incomplete("a swarm"))?;
     OwnCertificate::load(&own_path(config), node_id, &mut rand::rng())?;
-    // Never used again, by chance alone: there are more numbers than managers there will ever be.
-    let raft_id = rand::rng().random_range(1..=u64::MAX >> 1);
-    Node::join(&log_config(config), raft_id).map_err(Failure::Log)
+    Node::join(&log_config(config), new_raft_id()).map_err(Failure::Log)
 }
 
 /// Which node of which swarm this is, and its certificate. A new manager's store is empty: there the

@@ -196,6 +196,11 @@ impl Active {
         self.network.clone()
     }
 
+    /// This node's place in the swarm.
+    pub(super) fn membership(&self) -> Membership {
+        self.membership.borrow().clone()
+    }
+
     pub(super) fn role(&self) -> Role {
         self.membership.borrow().role
     }

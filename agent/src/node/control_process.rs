@@ -94,6 +94,17 @@ pub(super) struct Bootstrap {
     pub(super) certificate_expiry: Option<Duration>,
 }
 
+/// How a process begins.
+#[derive(Clone, Debug)]
+pub(super) enum Beginning {
+    /// With the state that it has, or with the managers that it is told of.
+    Usual,
+    /// With a new swarm.
+    Bootstrap(Bootstrap),
+    /// With the state that it has, as the only manager.
+    ForceNewCluster,
+}
+
 /// A started process and what it last said.
 pub(super) struct Running {
     child: Child,
@@ -171,7 +182,7 @@ impl ControlProcess {
     }
 
     /// Starts it once.
-    pub(super) fn spawn(&self, bootstrap: Option<&Bootstrap>) -> Result<Running, ControlError> {
+    pub(super) fn spawn(&self, beginning: &Beginning) -> Result<Running, ControlError> {
         self.own_directory(&self.state_dir, 0o700)?;
         if let Some(dir) = self.socket.parent() {
             self.own_directory(dir, 0o755)?;
@@ -189,21 +200,27 @@ impl ControlProcess {
             .arg(self.advertise.to_string());
         if let Some(Member { node_id, remote }) = &self.member {
             command.arg("--node-id").arg(node_id.as_str());
-            if let Some(remote) = remote {
+            if let (Some(remote), Beginning::Usual) = (remote, beginning) {
                 command.arg("--join").arg(remote);
             }
         }
-        if let Some(bootstrap) = bootstrap {
-            command
-                .arg("--bootstrap")
-                .arg("--node-id")
-                .arg(bootstrap.node_id.as_str())
-                .arg("--data-path-address")
-                .arg(bootstrap.data_path_address.to_string());
-            if let Some(expiry) = bootstrap.certificate_expiry {
+        match beginning {
+            Beginning::Usual => {}
+            Beginning::Bootstrap(bootstrap) => {
                 command
-                    .arg("--certificate-expiry-ms")
-                    .arg(expiry.as_millis().to_string());
+                    .arg("--bootstrap")
+                    .arg("--node-id")
+                    .arg(bootstrap.node_id.as_str())
+                    .arg("--data-path-address")
+                    .arg(bootstrap.data_path_address.to_string());
+                if let Some(expiry) = bootstrap.certificate_expiry {
+                    command
+                        .arg("--certificate-expiry-ms")
+                        .arg(expiry.as_millis().to_string());
+                }
+            }
+            Beginning::ForceNewCluster => {
+                command.arg("--force-new-cluster");
             }
         }
         command
@@ -268,7 +285,7 @@ impl ControlProcess {
                     () = tokio::time::sleep(pause) => {}
                 }
                 pause = (pause * 2).min(RESTART_INTERVAL_MAX);
-                match self.spawn(None) {
+                match self.spawn(&Beginning::Usual) {
                     Ok(running) => break running,
                     Err(error) => tracing::error!(%error, "cannot start swarm-control"),
                 }

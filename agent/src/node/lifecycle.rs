@@ -9,14 +9,14 @@ use hyper_util::rt::TokioIo;
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::local_control_client::LocalControlClient;
-use swarm_model::{ClusterSpec, InvalidCluster, NodeId, Role, validate_cluster};
+use swarm_model::{ClusterId, ClusterSpec, InvalidCluster, NodeId, Role, validate_cluster};
 use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::active::{Active, ActiveError};
 use super::address::{self, AddressError};
-use super::control_process::{Bootstrap, ControlError, ControlProcess, Running};
+use super::control_process::{Beginning, Bootstrap, ControlError, ControlProcess, Running};
 use super::role;
 use super::told::Told;
 use crate::config::Config;
@@ -30,10 +30,10 @@ const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long init and join wait for the session to open (Docker's join waits 20 s too); then it goes
 /// on in the background.
-const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A local request is answered from memory, or by one commit.
-const LOCAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const LOCAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -57,6 +57,22 @@ pub(crate) enum LifecycleError {
          self`, then leave; `swarmctl swarm leave --force` leaves all the same"
     )]
     Manager,
+    #[error(
+        "this node is not part of a swarm, so that there is nothing to go on with: put back its state \
+         directory from a copy and start swarm-agent again, or leave --force-new-cluster out to make a \
+         new swarm"
+    )]
+    NothingToForce,
+    #[error(
+        "this node is a worker and does not hold the swarm's state: use --force-new-cluster on a \
+         manager"
+    )]
+    WorkerCannotForce,
+    #[error(
+        "the swarm has a leader, and nothing has to be forced: demote the managers that are not wanted \
+         with `swarmctl node demote`"
+    )]
+    HasQuorum,
     #[error(transparent)]
     Settings(#[from] InvalidCluster),
     #[error(transparent)]
@@ -96,6 +112,9 @@ impl LifecycleError {
             | Self::NotMember
             | Self::LastManager
             | Self::Manager
+            | Self::NothingToForce
+            | Self::WorkerCannotForce
+            | Self::HasQuorum
             | Self::Network(NetworkError::NothingDesired) => tonic::Code::FailedPrecondition,
             Self::Settings(_)
             | Self::Address(_)
@@ -118,10 +137,10 @@ impl LifecycleError {
 
 /// This host.
 pub(crate) struct Agent {
-    config: Config,
-    state: StateStore,
+    pub(super) config: Config,
+    pub(super) state: StateStore,
     /// Held through init, join and leave, so that they come one after another.
-    active: Mutex<Option<Active>>,
+    pub(super) active: Mutex<Option<Active>>,
 }
 
 impl std::fmt::Debug for Agent {
@@ -136,20 +155,7 @@ impl Agent {
     /// A host that goes on where it was.
     pub(crate) async fn start(config: Config) -> Result<Self, LifecycleError> {
         let state = StateStore::new(&config.state_dir);
-        let active = match state.load()? {
-            Some((membership, credentials)) => {
-                let control = match membership.role {
-                    Role::Manager => {
-                        let process = role::process(&config, &membership)?;
-                        let running = process.spawn(None)?;
-                        Some((process, running))
-                    }
-                    Role::Worker => None,
-                };
-                Some(Active::start(&config, &state, membership, &credentials, control).await?)
-            }
-            None => None,
-        };
+        let active = start(&config, &state).await?;
         Ok(Self {
             config,
             state,
@@ -162,6 +168,9 @@ impl Agent {
         &self,
         request: v1::InitRequest,
     ) -> Result<v1::InitResponse, LifecycleError> {
+        if request.force_new_cluster {
+            return self.force_new_cluster(request).await;
+        }
         let mut active = self.active.lock().await;
         if active.is_some() {
             return Err(LifecycleError::AlreadyMember);
@@ -171,6 +180,7 @@ impl Agent {
             listen_address,
             data_path_address,
             certificate_expiry_ms,
+            force_new_cluster: _,
         } = request;
         let certificate_expiry = certificate_expiry(certificate_expiry_ms)?;
         let advertise = address::advertise_address(&advertise_address)?;
@@ -186,9 +196,16 @@ impl Agent {
             data_path_address: data_path,
             certificate_expiry,
         };
-        let mut running = process.spawn(Some(&bootstrap))?;
+        let mut running = process.spawn(&Beginning::Bootstrap(bootstrap))?;
+        let membership = |cluster_id| {
+            let managers = vec![advertise.to_string()];
+            let mut new = Membership::new(node_id, cluster_id, Role::Manager, managers, data_path);
+            new.listen_address = Some(listen);
+            new.advertise_address = Some(advertise);
+            new
+        };
         let founded = tokio::select! {
-            founded = self.found(node_id, advertise, listen, data_path) => founded,
+            founded = self.found(membership) => founded,
             end = running.ended() => Err(end.into()),
         };
         let (membership, credentials, token) = match founded {
@@ -210,13 +227,11 @@ impl Agent {
         })
     }
 
-    /// Waits for the new swarm's manager and gets this node's certificate from it.
-    async fn found(
+    /// Waits for the manager that has just begun, and gets this node's certificate from it. `membership`
+    /// gives this node's place in the swarm with that id.
+    pub(super) async fn found(
         &self,
-        node_id: NodeId,
-        advertise: SocketAddr,
-        listen: SocketAddr,
-        data_path: IpAddr,
+        membership: impl FnOnce(ClusterId) -> Membership,
     ) -> Result<(Membership, Credentials, String), LifecycleError> {
         let socket = self.config.control_socket();
         let channel = tokio::time::timeout(BOOTSTRAP_TIMEOUT, control_channel(&socket))
@@ -246,11 +261,7 @@ impl Agent {
             .cluster_id
             .parse()
             .map_err(|_| LifecycleError::Answer("cluster id"))?;
-        let managers = vec![advertise.to_string()];
-        let mut membership =
-            Membership::new(node_id, cluster_id, Role::Manager, managers, data_path);
-        membership.listen_address = Some(listen);
-        membership.advertise_address = Some(advertise);
+        let membership = membership(cluster_id);
         let credentials = Credentials {
             key_pem: key.key_pem,
             certificate_pem: issued.certificate_chain_pem,
@@ -323,7 +334,7 @@ impl Agent {
     ) -> Result<(ControlProcess, Running), ControlError> {
         let process = role::process(&self.config, membership)?;
         process.give_certificate(credentials)?;
-        let running = process.spawn(None)?;
+        let running = process.spawn(&Beginning::Usual)?;
         Ok((process, running))
     }
 
@@ -451,7 +462,27 @@ impl Agent {
     }
 }
 
-fn data_path(asked: &str, default: IpAddr) -> Result<IpAddr, LifecycleError> {
+/// Starts what `state` says, if this node is in a swarm.
+pub(super) async fn start(
+    config: &Config,
+    state: &StateStore,
+) -> Result<Option<Active>, LifecycleError> {
+    let Some((membership, credentials)) = state.load()? else {
+        return Ok(None);
+    };
+    let control = match membership.role {
+        Role::Manager => {
+            let process = role::process(config, &membership)?;
+            let running = process.spawn(&Beginning::Usual)?;
+            Some((process, running))
+        }
+        Role::Worker => None,
+    };
+    let started = Active::start(config, state, membership, &credentials, control).await?;
+    Ok(Some(started))
+}
+
+pub(super) fn data_path(asked: &str, default: IpAddr) -> Result<IpAddr, LifecycleError> {
     if asked.is_empty() {
         return Ok(default);
     }
@@ -471,7 +502,7 @@ fn certificate_expiry(milliseconds: u64) -> Result<Option<Duration>, InvalidClus
 }
 
 /// A channel to swarm-control's socket, as soon as it is there.
-async fn control_channel(socket: &Path) -> Channel {
+pub(super) async fn control_channel(socket: &Path) -> Channel {
     let socket = socket.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();

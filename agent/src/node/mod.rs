@@ -5,6 +5,7 @@
 //! | inactive | init, join | active, or inactive again when it failed, with nothing left behind |
 //! | active | start of the agent | active: containers, networks and the manager process go on |
 //! | active | another role | active: the manager process starts or ends, see [`role`] |
+//! | active | init --force-new-cluster | active, as the swarm's only manager, with everything it had |
 //! | active | leave | inactive, with nothing left behind |
 //!
 //! Nothing of the swarm runs on a host that is inactive.
@@ -12,6 +13,7 @@
 mod active;
 mod address;
 mod control_process;
+mod force;
 mod host_networks;
 mod lifecycle;
 mod local;

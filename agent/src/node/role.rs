@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::address::{DEFAULT_PORT, unspecified};
-use super::control_process::{ControlError, ControlProcess, Running};
+use super::control_process::{Beginning, ControlError, ControlProcess, Running};
 use crate::config::Config;
 use crate::identity::{Connector, Membership, StateError, StateStore};
 use crate::session::Report;
@@ -139,7 +139,7 @@ impl RoleKeeper {
                     if let Some((_, credentials)) = self.state.load()? {
                         process.give_certificate(&credentials)?;
                     }
-                    let running = process.spawn(None)?;
+                    let running = process.spawn(&Beginning::Usual)?;
                     self.control = Some(Supervised::new(process, running, &self.stop));
                 }
                 self.keep(membership)
@@ -186,7 +186,7 @@ pub(super) fn process(
 }
 
 /// Where a manager on this node listens and is dialled.
-fn addresses(membership: &Membership) -> (SocketAddr, SocketAddr) {
+pub(super) fn addresses(membership: &Membership) -> (SocketAddr, SocketAddr) {
     let default = SocketAddr::new(membership.data_path_address, DEFAULT_PORT);
     let advertise = membership.advertise_address.unwrap_or(default);
     let listen = membership.listen_address;

@@ -41,6 +41,9 @@ pub struct Cluster {
     pub manager_secret: Secret,
     /// What networks were given last; the next one gets what follows.
     pub networks_made: NetworkCursor,
+    /// How often one manager has gone on alone after the quorum was lost. Managers of an earlier epoch
+    /// count no more.
+    pub epoch: u64,
 }
 
 impl std::fmt::Debug for Cluster {

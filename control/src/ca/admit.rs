@@ -55,6 +55,7 @@ mod tests {
             worker_secret: "w".repeat(25).into(),
             manager_secret: "m".repeat(25).into(),
             networks_made: swarm_model::NetworkCursor::default(),
+            epoch: 0,
         };
         let token = |root: &str, secret: &str| JoinToken::new(root, secret).to_string();
         for (text, expected) in [

@@ -189,6 +189,7 @@ mod tests {
             worker_secret: String::new().into(),
             manager_secret: String::new().into(),
             networks_made: swarm_model::NetworkCursor::default(),
+            epoch: 0,
         }
     }
 

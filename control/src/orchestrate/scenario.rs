@@ -52,6 +52,7 @@ impl Scenario {
             worker_secret: String::new().into(),
             manager_secret: String::new().into(),
             networks_made: swarm_model::NetworkCursor::default(),
+            epoch: 0,
         };
         scenario.put(cluster);
         scenario

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use super::log::LogError;
 use super::record::RecordError;
-use crate::store::{CodecError, UpdateError};
+use crate::store::{CodecError, ProposeError, UpdateError};
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,23 @@ pub(crate) enum StartError {
     /// The thread could not be started.
     #[error("cannot start the thread of the log")]
     Thread(#[source] std::io::Error),
+}
+
+/// Why a member did not go on alone. Nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AloneError<E> {
+    /// The log could not be read or written.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The log is whole, but what it says cannot be carried out.
+    #[error("cannot carry out what the log says")]
+    Node(#[from] NodeError),
+    /// The caller's own function refused.
+    #[error(transparent)]
+    Refused(E),
+    /// An object that the log cannot hold.
+    #[error("cannot write down what changes: {0:?}")]
+    Change(ProposeError),
 }
 
 /// Why a node stopped.

@@ -274,6 +274,23 @@ impl Log {
         Ok(recovered)
     }
 
+    /// Replaces everything by a snapshot, for the member `raft_id`: all at once.
+    pub(super) fn restart(&self, raft_id: u64, snapshot: &SnapshotRecord) -> Result<(), LogError> {
+        let hard_state = HardStateRecord {
+            term: snapshot.term,
+            vote: 0,
+            commit: snapshot.index,
+        };
+        self.transact(|transaction| {
+            transaction.open_table(ENTRY_TABLE)?.retain(|_, _| false)?;
+            let mut meta = transaction.open_table(META_TABLE)?;
+            self.put(&mut meta, IDENTITY, &IdentityRecord { raft_id })?;
+            self.put(&mut meta, HARD_STATE, &hard_state)?;
+            self.put(&mut meta, SNAPSHOT, snapshot)?;
+            self.put(&mut meta, COMPACTED, &snapshot.position())
+        })
+    }
+
     /// Starts the log of a member that joins, and that is sent everything by those that are there.
     /// Refuses where there is a log already.
     pub(super) fn join(&self, raft_id: u64) -> Result<(), LogError> {

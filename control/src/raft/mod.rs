@@ -11,6 +11,7 @@
 //! * `sealer`: what is on disk is sealed with a key of this manager's own.
 //! * `cache`: the log as raft-rs reads it, in memory.
 //! * `member`: core, log and state together, one synchronous step at a time.
+//! * `alone`: what is left of a log whose other members are lost.
 //! * `node`: the thread that gives them a clock and a queue.
 //! * `stepped`: the same without a thread, for `simulation`.
 //! * `wire`: messages as they travel; `transport` sends them to other managers, `serve` takes theirs.
@@ -27,6 +28,7 @@
 //!
 //! Deliberately absent: reads that ask a majority first; changing several members at once.
 
+mod alone;
 mod cache;
 mod core;
 mod error;
@@ -44,10 +46,10 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use error::{NodeError, StartError};
+pub(crate) use error::{AloneError, NodeError, StartError};
 pub(crate) use log::LogError;
 pub(crate) use node::{Config, Node};
 pub(crate) use serve::RaftService;
 pub use stepped::{Committed, Envelope};
 pub(crate) use stepped::{Outcome, Stepped, format, join};
-pub(crate) use transport::AddressBook;
+pub(crate) use transport::{AddressBook, Superseded};

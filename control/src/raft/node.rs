@@ -15,14 +15,16 @@ use raft::eraftpb::Message;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
-use super::error::{NodeError, StartError};
+use super::alone::go_on_alone;
+use super::error::{AloneError, NodeError, StartError};
 use super::log::Log;
 use super::member::{Encoded, Member, SNAPSHOT_INTERVAL, bootstrap};
 use super::serve::RaftService;
-use super::transport::{AddressBook, Transport};
+use super::transport::{AddressBook, Superseded, Transport};
 use crate::serve::Dialer;
 use crate::store::{
-    Backend, Change, Leadership, Proposal, ProposeError, Replica, Store, Unavailable, encode_batch,
+    Backend, Change, Leadership, Proposal, ProposeError, Replica, State, Store, Unavailable,
+    encode_batch,
 };
 
 /// Time between two ticks of Raft: ten without a heartbeat make a follower ask for votes.
@@ -109,6 +111,20 @@ impl Node {
         Self::start(Log::open(&config.dir)?)
     }
 
+    /// Makes the member whose log is in `config.dir` its only one, as `raft_id`, with everything that
+    /// the log holds and what `decide` gives for that state and the number the member had. Not to be
+    /// called while other members may come back as such. Does not run it.
+    ///
+    /// # Errors
+    /// As [`Node::open`], and what `decide` refuses; nothing has changed then.
+    pub(crate) fn go_on_alone<E>(
+        config: &Config,
+        raft_id: u64,
+        decide: impl FnOnce(&State, u64) -> Result<Vec<Change>, E>,
+    ) -> Result<(), AloneError<E>> {
+        go_on_alone(&Log::open(&config.dir)?, raft_id, decide)
+    }
+
     fn start(log: Log) -> Result<(Store, Self), StartError> {
         let recovered = log.recover()?;
         let raft_id = recovered.raft_id;
@@ -162,13 +178,14 @@ impl Node {
     }
 
     /// Sends what this member has to say to the others, over connections of `dialer`, for as long as it
-    /// runs. They reach it at `address`. None the second time: each message is sent once.
+    /// runs, or until another manager tells it that they have gone on without it. They reach it at
+    /// `address`. None the second time: each message is sent once.
     pub(crate) fn transport(
         &mut self,
         book: AddressBook,
         dialer: Dialer,
         address: SocketAddr,
-    ) -> Option<impl Future<Output = ()> + Send + 'static> {
+    ) -> Option<impl Future<Output = Result<(), Superseded>> + Send + 'static> {
         let outgoing = self.outgoing.take()?;
         let transport = Transport {
             inbox: self.inbox(),

@@ -24,8 +24,8 @@ use tonic::Status;
 
 use super::node::Inbox;
 use super::wire::to_wire;
-use crate::serve::{DialError, Dialer};
-use crate::store::Store;
+use crate::serve::{DialError, Dialer, EPOCH_HEADER};
+use crate::store::{State, Store};
 
 /// Messages that wait for one manager. A leader has 64 with entries on their way at most; the rest
 /// are heartbeats and answers.
@@ -79,6 +79,12 @@ impl AddressBook {
         known.or_else(|| self.heard().get(&raft_id).copied())
     }
 
+    /// The epoch that this manager is of; none while it has not been sent the swarm's state.
+    fn epoch(&self) -> Option<u64> {
+        let epoch = |state: &State| state.cluster().map(|cluster| cluster.epoch);
+        self.store.read(epoch)
+    }
+
     /// Takes note of what a manager says of itself.
     pub(super) fn note(&self, raft_id: u64, address: SocketAddr) {
         if self.store.read(|state| state.cluster().is_some()) {
@@ -107,6 +113,18 @@ pub(super) struct Transport {
     pub(super) address: SocketAddr,
 }
 
+/// This manager's state counts no more: while it was away another one went on without it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "while this manager was away the swarm lost its quorum and went on with another manager alone \
+     ({by}): the state here counts no more; this node becomes a worker as soon as its agent reaches that \
+     manager, or leaves with `swarmctl swarm leave --force` and can be joined again"
+)]
+pub(crate) struct Superseded {
+    /// Where the manager is reached that says so.
+    by: SocketAddr,
+}
+
 /// Why a message did not get there.
 #[derive(Debug, thiserror::Error)]
 enum SendError {
@@ -120,6 +138,8 @@ enum SendError {
     NoAddress,
     #[error("the stream ended")]
     Ended,
+    #[error(transparent)]
+    Superseded(Superseded),
 }
 
 impl From<Status> for SendError {
@@ -129,12 +149,21 @@ impl From<Status> for SendError {
 }
 
 impl Transport {
-    /// Carries messages until there will be no more.
-    pub(super) async fn run(self, mut outgoing: mpsc::Receiver<Message>) {
+    /// Carries messages until there will be no more, or until it is told that they count no more.
+    pub(super) async fn run(self, mut outgoing: mpsc::Receiver<Message>) -> Result<(), Superseded> {
         let mut queues: BTreeMap<u64, mpsc::Sender<Message>> = BTreeMap::new();
         let mut tasks = JoinSet::new();
-        while let Some(message) = outgoing.recv().await {
-            while tasks.try_join_next().is_some() {}
+        loop {
+            let message = tokio::select! {
+                message = outgoing.recv() => message,
+                Some(Ok(ended)) = tasks.join_next() => {
+                    ended?;
+                    continue;
+                }
+            };
+            let Some(message) = message else {
+                return Ok(());
+            };
             let to = message.to;
             if message.has_snapshot() {
                 // Raft makes the next one for this member only once it has heard of this one.
@@ -172,14 +201,19 @@ impl Transport {
     }
 
     /// Delivers `messages` to the member `to` until there will be no more.
-    async fn deliver(self, to: u64, mut messages: mpsc::Receiver<Message>) {
+    async fn deliver(
+        self,
+        to: u64,
+        mut messages: mpsc::Receiver<Message>,
+    ) -> Result<(), Superseded> {
         let mut reached = true;
         // A connection is made when there is something to say.
         while let Some(first) = messages.recv().await {
-            let Err(error) = self.stream(to, first, &mut messages, &mut reached).await else {
-                return;
+            let error = match self.stream(to, first, &mut messages, &mut reached).await {
+                Ok(()) => break,
+                Err(SendError::Superseded(superseded)) => return Err(superseded),
+                Err(error) => anyhow::Error::from(error),
             };
-            let error = anyhow::Error::from(error);
             // Once for each time that it goes away.
             if std::mem::replace(&mut reached, false) {
                 tracing::warn!(raft_id = to, "lost a manager: {error:#}");
@@ -190,6 +224,7 @@ impl Transport {
             sleep(DIAL_PAUSE).await;
             while messages.try_recv().is_ok() {}
         }
+        Ok(())
     }
 
     /// Sends `first` and what follows on one stream. Returns when there will be no more.
@@ -205,7 +240,10 @@ impl Transport {
         send(&stream, Delivery::Hello(self.hello())).await?;
         let call = client.deliver(ReceiverStream::new(deliveries));
         let answer = timeout(SEND_DEADLINE, call).await;
-        let mut receipts = answer.map_err(|_| SendError::Stalled)??.into_inner();
+        let answer = answer.map_err(|_| SendError::Stalled)?;
+        let mut receipts = answer
+            .map_err(|status| self.refused(to, status))?
+            .into_inner();
         if !std::mem::replace(reached, true) {
             tracing::info!(raft_id = to, "reached a manager again");
         }
@@ -224,15 +262,28 @@ impl Transport {
                 },
                 // Nothing comes but the end.
                 ended = receipts.message() => {
-                    ended?;
+                    ended.map_err(|status| self.refused(to, status))?;
                     return Err(SendError::Ended);
                 }
             }
         }
     }
 
+    /// What it means that the member `to` takes nothing, for the reason `status`.
+    fn refused(&self, to: u64, status: Status) -> SendError {
+        let theirs = status.metadata().get(EPOCH_HEADER);
+        let theirs = theirs.and_then(|epoch| epoch.to_str().ok()?.parse::<u64>().ok());
+        let own = self.book.epoch();
+        match (theirs, own, self.book.address(to)) {
+            (Some(theirs), Some(own), Some(by)) if theirs > own => {
+                SendError::Superseded(Superseded { by })
+            }
+            _ => status.into(),
+        }
+    }
+
     /// Sends a snapshot, and tells the member how that went.
-    async fn snapshot(self, message: Message) {
+    async fn snapshot(self, message: Message) -> Result<(), Superseded> {
         let (to, index) = (message.to, message.get_snapshot().get_metadata().index);
         let sent = timeout(SNAPSHOT_DEADLINE, self.send_snapshot(to, message)).await;
         let outcome = sent.unwrap_or(Err(SendError::Stalled));
@@ -246,6 +297,8 @@ impl Transport {
         }
         // When the member takes nothing any more, nothing is lost either.
         let _ = self.inbox.snapshot_sent(to, outcome.is_ok()).await;
+        // A member that takes no snapshot for that reason takes no message either, and says so there.
+        Ok(())
     }
 
     async fn send_snapshot(&self, to: u64, mut message: Message) -> Result<(), SendError> {

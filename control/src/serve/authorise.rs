@@ -16,6 +16,10 @@ use super::forward::{self, Forged};
 use super::{Identity, Peer};
 use crate::store::{State, Store};
 
+/// Which epoch of the swarm a manager is of that does not take another for one
+/// ([`swarm_model::Cluster::epoch`]).
+pub(crate) const EPOCH_HEADER: &str = "swarm-epoch";
+
 /// Who may call a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
@@ -98,13 +102,15 @@ impl From<Denied> for Status {
     }
 }
 
+fn access(path: &str) -> Option<Access> {
+    let mut methods = METHODS.iter();
+    let found = methods.find(|(method, _)| *method == path);
+    found.map(|(_, access)| *access)
+}
+
 /// Whether `identity` may call `path`, the swarm being in `state`.
 fn authorise(path: &str, identity: &Identity, state: &State) -> Result<(), Denied> {
-    let access = METHODS
-        .iter()
-        .find(|(method, _)| *method == path)
-        .map(|(_, access)| *access)
-        .ok_or(Denied::UnknownMethod)?;
+    let access = access(path).ok_or(Denied::UnknownMethod)?;
     let role = match identity {
         _ if access == Access::Anyone => return Ok(()),
         Identity::Anonymous => return Err(Denied::NoCertificate),
@@ -190,7 +196,14 @@ where
             Err(denied) => {
                 let identity = &peer.identity;
                 tracing::debug!(%denied, ?identity, "refused a call");
-                let response = Status::from(denied).into_http();
+                let mut status = Status::from(denied);
+                if access(path) == Some(Access::Peer) {
+                    let epoch = |state: &State| state.cluster().map(|cluster| cluster.epoch);
+                    if let Some(epoch) = self.store.read(epoch) {
+                        status.metadata_mut().insert(EPOCH_HEADER, epoch.into());
+                    }
+                }
+                let response = status.into_http();
                 Box::pin(std::future::ready(Ok(response)))
             }
         }

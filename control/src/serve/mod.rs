@@ -42,6 +42,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use authorise::EPOCH_HEADER;
 pub(crate) use dial::{DialError, Dialer};
 pub(crate) use peer::{Identity, Peer};
 pub(crate) use rate::TokenBucket;

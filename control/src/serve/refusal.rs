@@ -196,7 +196,8 @@ pub(crate) enum Refusal {
     #[error(
         "the swarm has lost its quorum: {needed} of its {managers} managers are needed and {reachable} \
          can be reached; not reached: {}; what runs goes on running, and nothing can be changed until \
-         they are back", .missing.join(", ")
+         they are back; if they are lost for good, `swarmctl swarm init --force-new-cluster` goes on with \
+         this manager alone and keeps everything else", .missing.join(", ")
     )]
     NoQuorum {
         /// All managers.

@@ -55,6 +55,7 @@ impl TryFrom<v1::Cluster> for Cluster {
             manager_secret,
             last_vni,
             last_subnet,
+            epoch,
         } = message;
         Ok(Self {
             id: id("cluster.id", cluster_id)?,
@@ -70,6 +71,7 @@ impl TryFrom<v1::Cluster> for Cluster {
                     .transpose()?,
                 subnet: optional_parsed("cluster.last_subnet", SUBNET, &last_subnet)?,
             },
+            epoch,
         })
     }
 }
@@ -86,6 +88,7 @@ impl From<&Cluster> for v1::Cluster {
             worker_secret,
             manager_secret,
             networks_made: NetworkCursor { vni, subnet },
+            epoch,
         } = cluster;
         Self {
             id: id.to_string(),
@@ -97,6 +100,7 @@ impl From<&Cluster> for v1::Cluster {
             manager_secret: String::from(&**manager_secret),
             last_vni: vni.map_or(0, |Vni(vni)| vni),
             last_subnet: optional_text(*subnet),
+            epoch: *epoch,
         }
     }
 }

@@ -91,7 +91,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
         text(),
         text(),
         (text(), text()),
-        cursor,
+        (cursor, any::<u64>()),
     )
         .prop_map(
             |(
@@ -101,7 +101,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 root_ca_pem,
                 root_key_pem,
                 (worker_secret, manager_secret),
-                networks_made,
+                (networks_made, epoch),
             )| Cluster {
                 id,
                 meta,
@@ -111,6 +111,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 worker_secret: worker_secret.into(),
                 manager_secret: manager_secret.into(),
                 networks_made,
+                epoch,
             },
         )
 }

@@ -22,6 +22,7 @@ fn cluster() -> Cluster {
         worker_secret: String::new().into(),
         manager_secret: String::new().into(),
         networks_made: swarm_model::NetworkCursor::default(),
+        epoch: 0,
     }
 }
 

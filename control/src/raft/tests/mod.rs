@@ -1,5 +1,6 @@
 //! The log against a medium that fails, restarts, other members, and a clock.
 
+mod alone;
 mod cluster;
 mod disk;
 mod file;

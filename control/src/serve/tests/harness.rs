@@ -179,6 +179,7 @@ pub(super) fn new_cluster() -> Cluster {
         worker_secret: random_base36(&mut rng, 25).into(),
         manager_secret: random_base36(&mut rng, 25).into(),
         networks_made: swarm_model::NetworkCursor::default(),
+        epoch: 0,
     }
 }
 

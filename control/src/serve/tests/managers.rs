@@ -149,7 +149,8 @@ fn lost_quorum_is_told_with_names() {
         no_leader(&state, &members).to_string(),
         "the swarm has lost its quorum: 2 of its 3 managers are needed and 1 can be reached; not \
          reached: h1 (10.0.0.1:2377), h3 (10.0.0.3:2377); what runs goes on running, and nothing can \
-         be changed until they are back"
+         be changed until they are back; if they are lost for good, `swarmctl swarm init \
+         --force-new-cluster` goes on with this manager alone and keeps everything else"
     );
     let (state, members) = swarm(3, &[2, 3]);
     assert!(matches!(no_leader(&state, &members), Refusal::Electing));

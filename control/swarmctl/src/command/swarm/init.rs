@@ -37,6 +37,9 @@ pub(crate) struct Init {
     /// Life of nodes' certificates, such as 2160h; at least 30m [default: 2160h0m0s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     cert_expiry: Option<Duration>,
+    /// Go on with this manager alone, and everything the swarm has, after its other managers were lost
+    #[arg(long, conflicts_with = "cert_expiry")]
+    force_new_cluster: bool,
 }
 
 impl Init {
@@ -46,6 +49,7 @@ impl Init {
             listen_address: self.listen_addr,
             data_path_address: self.data_path_addr,
             certificate_expiry_ms: certificate_expiry_ms(self.cert_expiry),
+            force_new_cluster: self.force_new_cluster,
         };
         let made = answer(sockets.agent().await?.init(request(message)).await)?;
         println!(
