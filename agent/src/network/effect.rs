@@ -12,7 +12,7 @@ use super::model::{
     Attached, Balanced, Device, FirewallState, IpvsTable, Link, LinkKind, MeshMaps, Namespace,
     Observed, Place, PortFlags, Route, SocketPrograms,
 };
-use super::names::LOOPBACK;
+use super::names::{FORWARDING6, FORWARDING6_OF_NEW, HOST_LINK_SYSCTLS6, LOOPBACK};
 use super::op::Op;
 
 impl Observed {
@@ -107,6 +107,15 @@ impl Observed {
             Op::SetFirewall(_) | Op::ChangeEgress { .. } | Op::RemoveFirewall => {
                 if let Ok(firewall) = &mut self.firewall {
                     firewall.apply(op);
+                }
+            }
+            Op::SetSysctl {
+                place: Place::Host,
+                key,
+                value,
+            } if key == FORWARDING6 => {
+                if let Some(host) = self.namespaces.get_mut(&Place::Host) {
+                    host.forward6(value);
                 }
             }
             Op::SetSysctl { place, .. }
@@ -226,6 +235,17 @@ impl Observed {
 }
 
 impl Namespace {
+    /// What the kernel does when the host's forwarding of IPv6 packets is set.
+    fn forward6(&mut self, value: &str) {
+        let of_links = HOST_LINK_SYSCTLS6.iter().map(|(_, key, _)| *key);
+        let of_links = of_links.filter(|key| key.ends_with("/forwarding"));
+        let mut keys: Vec<&str> = of_links.collect();
+        keys.retain(|key| self.sysctls.contains_key(*key));
+        for key in keys.into_iter().chain([FORWARDING6, FORWARDING6_OF_NEW]) {
+            self.sysctls.insert(key.to_owned(), Some(value.to_owned()));
+        }
+    }
+
     /// The part of [`Observed::apply`] that stays within a namespace, on the link `name`.
     fn apply(&mut self, name: &str, op: &Op) {
         let name = || name.to_owned();

@@ -6,13 +6,15 @@
 //! chain forward, input   VXLAN from sw-e1h: dropped, lest a task gets into networks not its own
 //! chain forward    from sw-e1h, not in the set: dropped
 //!                  to sw-e1h, no answer to something from inside: dropped
-//!                  from a guarded uplink, not to sw-e1h: dropped
+//!                  IPv4 from a guarded uplink, not to sw-e1h: dropped
+//!                  IPv6 neither from nor to sw-e1h, while guarded: dropped
 //! chain input      from sw-e1h, not in the set, no answer to the host: dropped
 //! chain postrouting (nat)          from the set, not to sw-e1h: masqueraded
 //! ```
 //!
 //! A *guarded* uplink is one that forwards for our tasks' sake alone: the host was no router, and is
-//! none for anybody else. Replies of the mesh never come here: `mesh_out` redirects them before.
+//! none for anybody else. Over IPv6 links have no say in it, and the guard is one rule for all of
+//! them. Replies of the mesh never come here: `mesh_out` redirects them before.
 //!
 //! The table is a function of [`Firewall`]; what was read is a [`Firewall`] only when it is exactly
 //! that function's value.
@@ -75,8 +77,8 @@ fn rule(parts: impl IntoIterator<Item = Vec<Expression>>) -> Rule {
     parts.into_iter().flatten().collect()
 }
 
-fn input(name: &str) -> Rule {
-    Expression::interface(MetaKey::InputName, name, true).to_vec()
+fn input(name: &str, equal: bool) -> Rule {
+    Expression::interface(MetaKey::InputName, name, equal).to_vec()
 }
 
 fn output(name: &str, equal: bool) -> Rule {
@@ -87,14 +89,21 @@ fn drop_it() -> Rule {
     vec![Expression::Verdict(Verdict::Drop)]
 }
 
-/// Goes on where the source is, or is not, allowed out.
-fn source(side: &Side, contained: bool) -> Rule {
+/// Goes on where it is of this family.
+fn of_family(family: Family) -> Rule {
     vec![
         Expression::Meta(MetaKey::NetworkProtocol),
         Expression::Compare {
             equal: true,
-            with: vec![side.family.0],
+            with: vec![family.0],
         },
+    ]
+}
+
+/// Goes on where the source is, or is not, allowed out.
+fn source(side: &Side, contained: bool) -> Rule {
+    let mut rule = of_family(side.family);
+    rule.extend([
         Expression::Payload {
             header: Header::Network,
             offset: side.offset,
@@ -104,7 +113,8 @@ fn source(side: &Side, contained: bool) -> Rule {
             set: side.set.to_owned(),
             contained,
         },
-    ]
+    ]);
+    rule
 }
 
 /// Goes on where it is no answer and belongs to nothing known.
@@ -140,14 +150,29 @@ fn vxlan() -> Rule {
     ]
 }
 
-/// Drops what comes in by a guarded uplink and does not go to our tasks.
+/// Drops what comes in by a guarded uplink over IPv4 and does not go to our tasks.
 fn guard(uplink: &str) -> Rule {
-    rule([input(uplink), output(HOST_VETH, false), drop_it()])
+    rule([
+        of_family(Family::IPV4),
+        input(uplink, true),
+        output(HOST_VETH, false),
+        drop_it(),
+    ])
+}
+
+/// Drops what is neither from our tasks nor for them, over IPv6.
+fn guard6() -> Rule {
+    rule([
+        of_family(Family::IPV6),
+        input(HOST_VETH, false),
+        output(HOST_VETH, false),
+        drop_it(),
+    ])
 }
 
 /// The uplink that a rule guards.
 fn guarded_by(found: &Rule) -> Option<String> {
-    let Expression::Compare { with, .. } = found.get(1)? else {
+    let Expression::Compare { with, .. } = found.get(3)? else {
         return None;
     };
     let end = with.iter().position(|byte| *byte == 0)?;
@@ -171,14 +196,15 @@ fn chain(kind: &str, point: HookPoint, priority: i32, rules: Vec<Rule>) -> Chain
 /// The table that a firewall is.
 fn ruleset(firewall: &Firewall) -> Ruleset {
     let from_tasks = |end: Rule| {
-        let mut rules = vec![rule([input(HOST_VETH), vxlan(), drop_it()])];
-        let others = |side| rule([input(HOST_VETH), source(&side, false), end.clone()]);
+        let mut rules = vec![rule([input(HOST_VETH, true), vxlan(), drop_it()])];
+        let others = |side| rule([input(HOST_VETH, true), source(&side, false), end.clone()]);
         rules.extend(SIDES.map(others));
         rules
     };
     let mut forward = from_tasks(drop_it());
     forward.push(rule([output(HOST_VETH, true), unasked(), drop_it()]));
     forward.extend(firewall.guarded.iter().map(|uplink| guard(uplink)));
+    forward.extend(firewall.guarded6.then(guard6));
     let masquerade = SIDES.map(|side| {
         let leaves = output(HOST_VETH, false);
         rule([source(&side, true), leaves, vec![Expression::Masquerade]])
@@ -249,10 +275,12 @@ fn address(value: &[u8]) -> Option<IpAddr> {
 /// The firewall that a table is, where it is one.
 fn read(found: &Ruleset) -> Option<Firewall> {
     let rules = found.chains.get(FORWARD)?.rules.iter();
+    let guarded6 = rules.clone().any(|rule| *rule == guard6());
     let values = found.sets.values().flat_map(|set| &set.values);
     let firewall = Firewall {
         egress: values.filter_map(|value| address(value)).collect(),
         guarded: rules.filter_map(guarded_by).collect(),
+        guarded6,
     };
     (ruleset(&firewall) == *found).then_some(firewall)
 }
@@ -316,6 +344,7 @@ impl FirewallHandle {
                 .mentions(chain.family, &chain.table, HOST_VETH)?;
             if !known {
                 obstacles.push(Obstacle {
+                    ipv6: chain.family == Family::IPV6,
                     table: format!("{} {}", chain.family, chain.table),
                     chain: chain.name,
                 });
@@ -362,9 +391,9 @@ impl FirewallHandle {
     }
 }
 
-/// Whether a chain of somebody else's drops IPv4 packets on their way through, but for exceptions.
+/// Whether a chain of somebody else's drops packets on their way through, but for exceptions.
 fn lets_nothing_through(chain: &BaseChain) -> bool {
-    let family = [Family::INET, Family::IPV4].contains(&chain.family);
+    let family = [Family::INET, Family::IPV4, Family::IPV6].contains(&chain.family);
     let hook = &chain.hook;
     family && hook.point == HookPoint::Forward && hook.policy == Verdict::Drop
 }

@@ -21,7 +21,8 @@
 //! * What is not ours is never touched. Ours are the namespaces `ingress`, `net-*` and `task-*` under
 //!   `<run-dir>/netns` (of the latter only what [`wanted`] lists), links `sw-*` in the host's
 //!   namespace with everything on them, the table `inet swarm` of its nf_tables, and the places of
-//!   our programs on its links. Of links that are not ours only `forwarding` is set, and guarded.
+//!   our programs on its links. Of links that are not ours only `forwarding` is set, and
+//!   guarded; for IPv6 `accept_ra`, and the forwarding of the whole host.
 //! * Any prefix of a plan is safe: a port is published last and withdrawn first.
 //!
 //! Deliberately absent: anything that runs another program, and any state between two passes but

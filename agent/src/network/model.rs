@@ -356,13 +356,24 @@ pub(super) enum SocketPrograms {
 pub(super) struct Firewall {
     /// Addresses of the tasks here that may reach the outside: masqueraded. Others stay inside.
     pub(super) egress: BTreeSet<IpAddr>,
-    /// Uplinks that forward for our tasks and for nobody else.
+    /// Uplinks that forward IPv4 packets for our tasks and for nobody else.
     pub(super) guarded: BTreeSet<String>,
+    /// Whether the host forwards IPv6 packets for our tasks and for nobody else.
+    pub(super) guarded6: bool,
+}
+
+impl Firewall {
+    /// Whether two differ at most in who may leave.
+    pub(super) fn guards_as(&self, other: &Self) -> bool {
+        (&self.guarded, self.guarded6) == (&other.guarded, other.guarded6)
+    }
 }
 
 /// A chain of somebody else's that lets nothing through the host but what its rules name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Obstacle {
+    /// Whether it sees IPv6 packets alone.
+    pub(crate) ipv6: bool,
     /// Family and table, as `nft` names them.
     pub(crate) table: String,
     /// Chain.

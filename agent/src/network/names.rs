@@ -42,6 +42,10 @@ pub(super) const EGRESS_GATEWAY6: IpAddr =
 /// address by the same rule as everything else. No interface carries it.
 pub(super) const EGRESS_LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 255, 2));
 
+/// The same for IPv6, with the same MAC address.
+pub(super) const EGRESS_LOCAL6: IpAddr =
+    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xff02));
+
 /// Our table in the host's nf_tables, of family inet.
 pub(super) const FIREWALL_TABLE: &str = "swarm";
 
@@ -180,6 +184,20 @@ pub(super) const HOST_IS_ROUTER: &str = "ipv4/ip_forward";
 /// The setting that makes a link of the host forward what comes in by it. `name` is a link's.
 pub(super) fn forwarding_of(name: &str) -> String {
     format!("ipv4/conf/{name}/forwarding")
+}
+
+/// Whether the host forwards IPv6 packets at all: links have no say in that. Writing it writes the
+/// `forwarding` of every link, and [`FORWARDING6_OF_NEW`].
+pub(super) const FORWARDING6: &str = "ipv6/conf/all/forwarding";
+/// What new links start with: nothing depends on it. The kernel sets it with [`FORWARDING6`] and we
+/// take it back, so that it tells on whose account the host forwards: where both are set, it is a
+/// router by its owner's will.
+pub(super) const FORWARDING6_OF_NEW: &str = "ipv6/conf/default/forwarding";
+
+/// Whether a link of the host takes what routers advertise: 0 never, 1 unless it forwards, 2 also
+/// then. `name` is the link's.
+pub(super) fn accept_ra_of(name: &str) -> String {
+    format!("ipv6/conf/{name}/accept_ra")
 }
 
 /// Tells by its existence whether the kernel does IPv6.

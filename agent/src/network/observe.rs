@@ -22,13 +22,14 @@ use super::model::{
     Attached, Balanced, FirewallState, IpvsTable, Namespace, Observed, Place, Program,
 };
 use super::names::{
-    HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6, HOST_VETH, INGRESS_LINK_SYSCTLS,
-    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, LOOPBACK, OVERLAY_SYSCTLS, OVERLAY_SYSCTLS6,
-    VXLAN, forwarding_of, is_task_device, is_task_port, without_ipv6_of,
+    FORWARDING6, FORWARDING6_OF_NEW, HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6,
+    HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, LOOPBACK,
+    OVERLAY_SYSCTLS, OVERLAY_SYSCTLS6, VXLAN, accept_ra_of, forwarding_of, is_task_device,
+    is_task_port, without_ipv6_of,
 };
 use super::netlink::NetlinkError;
 use super::netns::read_sysctl;
-use super::wanted::uplinks;
+use super::wanted::{advertised_to, uplinks};
 
 /// A namespace's content, and what is needed to see across namespaces.
 struct Seen {
@@ -240,7 +241,13 @@ fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<String> {
         Place::Ingress | Place::Overlay(_) | Place::Task(_) => BTreeSet::new(),
     };
     let of_uplinks = uplinks.iter().map(|name| forwarding_of(name));
-    let of_host = (*place == Place::Host).then(|| HOST_IS_ROUTER.to_owned());
+    let of_host = [HOST_IS_ROUTER, FORWARDING6, FORWARDING6_OF_NEW].map(str::to_owned);
+    let of_host = of_host.into_iter().filter(|_| *place == Place::Host);
+    let advertised_to = match place {
+        Place::Host => advertised_to(namespace),
+        Place::Ingress | Place::Overlay(_) | Place::Task(_) => BTreeSet::new(),
+    };
+    let of_advertised = advertised_to.iter().map(|name| accept_ra_of(name));
     let global = INGRESS_SYSCTLS
         .iter()
         .chain(INGRESS_SYSCTLS6)
@@ -249,6 +256,7 @@ fn settings(place: &Place, namespace: &Namespace) -> BTreeSet<String> {
     of_links
         .chain(of_uplinks)
         .chain(of_host)
+        .chain(of_advertised)
         .chain(global)
         .collect()
 }

@@ -13,8 +13,8 @@ use super::model::{
     Balanced, Device, IpvsTable, Link, LinkKind, MeshMaps, Observed, Place, SocketPrograms,
 };
 use super::names::{
-    BRIDGE, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, INGRESS_VETH, LOOPBACK, TASK_DEVICE, VXLAN,
-    forwarding_of, is_task_port,
+    BRIDGE, FORWARDING6, FORWARDING6_OF_NEW, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, INGRESS_VETH,
+    LOOPBACK, TASK_DEVICE, VXLAN, forwarding_of, is_task_port,
 };
 use super::op::{Op, VethEnd};
 use super::sockets::Sockets;
@@ -69,6 +69,7 @@ fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
     planner.withdraw_sockets();
     planner.create_namespaces();
     planner.close_uplinks();
+    planner.close_forwarding6();
     planner.set_firewall();
     planner.make_settings();
     planner.make_links();
@@ -175,6 +176,26 @@ impl Planner<'_> {
         self.emit_all(ops);
     }
 
+    /// The host, where it forwarded IPv6 packets on our account and is to do so no more. Likewise.
+    fn close_forwarding6(&mut self) {
+        let Some(host) = self.now.namespaces.get(&Place::Host) else {
+            return;
+        };
+        let is = |key: &str, value: &str| {
+            host.sysctls.get(key).and_then(Option::as_deref) == Some(value)
+        };
+        let wanted = self.wanted.firewall.as_ref();
+        let keep = wanted.is_some_and(|wanted| wanted.guarded6);
+        if self.now.firewall.is_ok() && !keep && is(FORWARDING6, "1") && is(FORWARDING6_OF_NEW, "0")
+        {
+            self.emit(Op::SetSysctl {
+                place: Place::Host,
+                key: FORWARDING6.to_owned(),
+                value: "0".to_owned(),
+            });
+        }
+    }
+
     /// Before the first link forwards: what it is not to forward is kept out.
     fn set_firewall(&mut self) {
         let (Ok(now), Some(wanted)) = (&self.now.firewall, &self.wanted.firewall) else {
@@ -182,7 +203,7 @@ impl Planner<'_> {
         };
         let op = match &now.table {
             Some(table) if table == wanted => return,
-            Some(table) if table.guarded == wanted.guarded => Op::ChangeEgress {
+            Some(table) if table.guards_as(wanted) => Op::ChangeEgress {
                 add: &wanted.egress - &table.egress,
                 remove: &table.egress - &wanted.egress,
             },

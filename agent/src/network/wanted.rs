@@ -6,20 +6,20 @@ mod problem;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use swarm_ipvs::Timeouts;
 
 use super::balance::{Balance, NodeAddresses, balance};
-use super::desired::{Desired, address6};
+use super::desired::{Desired, LocalTask, address6};
 use super::isolation::wanted_isolation;
 use super::listeners::Listener;
 use super::model::{
-    Device, Firewall, FirewallState, IpvsTable, Link, Mac, MeshConfig, MeshMaps, Namespace,
-    Observed, Place, Published, PublishedAs, SocketPrograms,
+    Device, Firewall, FirewallState, IpvsTable, Link, LinkKind, Mac, MeshConfig, MeshMaps,
+    Namespace, Observed, Place, Published, PublishedAs, SocketPrograms,
 };
 use super::names::{
-    DEFAULT_MTU, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH, IPV6_MIN_MTU, LOOPBACK, TIMEOUTS, VXLAN,
-    VXLAN_OVERHEAD, VXLAN_OVERHEAD6, forwarding_of,
+    DEFAULT_MTU, FORWARDING6, FORWARDING6_OF_NEW, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH,
+    IPV6_MIN_MTU, LOOPBACK, TIMEOUTS, VXLAN, VXLAN_OVERHEAD, VXLAN_OVERHEAD6, forwarding_of,
 };
 use super::sockets::wanted_sockets;
 
@@ -90,6 +90,17 @@ pub(super) fn uplinks(host: &Namespace) -> BTreeSet<String> {
         .collect()
 }
 
+/// The links of the host that may take what routers advertise.
+pub(super) fn advertised_to(host: &Namespace) -> BTreeSet<String> {
+    let uplinks = uplinks(host);
+    let of_others = |name: &str| name != LOOPBACK && !name.starts_with(HOST_PREFIX);
+    let links = host.links.iter().filter(|(name, link)| {
+        let hardware = link.kind == LinkKind::Other && link.up && of_others(name);
+        hardware || uplinks.contains(*name)
+    });
+    links.map(|(name, _)| name.clone()).collect()
+}
+
 /// What `desired` means on the host that was observed, and what of it cannot be.
 pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Problem>) {
     let host = &observed.namespaces[&Place::Host];
@@ -129,22 +140,9 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         }
     }
 
-    let subnet_taken = subnet_taken(host, desired.network.subnet);
-    let subnet_is_free = subnet_taken.is_none();
-    problems.extend(subnet_taken);
-    let firewall = match &observed.firewall {
-        Ok(state) => {
-            let obstacles = state.obstacles.iter().cloned();
-            problems.extend(obstacles.map(Problem::EgressBlocked));
-            Some(firewall(desired, host, state, &uplinks))
-        }
-        Err(reason) => {
-            problems.push(Problem::NoFirewall {
-                reason: reason.clone(),
-            });
-            None
-        }
-    };
+    let taken = subnet_taken(host, desired.network.subnet);
+    let subnet_is_free = taken.is_none();
+    problems.extend(taken);
     let overlay_mtu = underlay_mtu.saturating_sub(match desired.local.vtep {
         IpAddr::V4(_) => VXLAN_OVERHEAD,
         IpAddr::V6(_) => VXLAN_OVERHEAD6,
@@ -159,6 +157,25 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         // No task could answer there.
         by_address.retain(|address, _| address.is_ipv4());
     }
+    // Without an address of its own outside, the host could not send in its own name.
+    let connected6 = by_address.keys().any(IpAddr::is_ipv6);
+    let firewall = match &observed.firewall {
+        Ok(state) => {
+            let obstacles = state.obstacles.iter().filter(|of| connected6 || !of.ipv6);
+            problems.extend(obstacles.cloned().map(Problem::EgressBlocked));
+            let outside6 = subnet6.filter(|_| connected6);
+            Some(firewall(desired, host, state, &uplinks, outside6))
+        }
+        Err(reason) => {
+            problems.push(Problem::NoFirewall {
+                reason: reason.clone(),
+            });
+            None
+        }
+    };
+    let taken6 = subnet6.and_then(|subnet6| subnet_taken(host, IpNet::V6(subnet6)));
+    let subnet6_is_free = taken6.is_none();
+    problems.extend(taken6);
     let node_addresses: BTreeSet<IpAddr> = by_address.keys().copied().collect();
     problems.extend(other_data_path_version(desired));
 
@@ -175,6 +192,9 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
     if subnet_is_free {
         draft.host_route();
     }
+    if connected6 && subnet6_is_free {
+        draft.host_route6();
+    }
     draft.ingress(&node_addresses);
     for (task, local) in &desired.local_tasks {
         draft.task(task, local);
@@ -185,8 +205,11 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
     draft.everybody();
     draft.members();
     draft.settings();
-    if firewall.is_some() {
+    if let Some(firewall) = &firewall {
         draft.uplinks_forward(&uplinks);
+        if firewall.guarded6 {
+            draft.forward6(advertised_to(host));
+        }
     }
 
     let mut wanted = draft.wanted;
@@ -238,13 +261,14 @@ fn subnet_taken(host: &Namespace, subnet: IpNet) -> Option<Problem> {
     })
 }
 
-/// Who may leave, and by which links nobody else comes through: where the host is no router, those
-/// that did not forward before, or did so on our account.
+/// Who may leave, over IPv6 with addresses of `outside6`, and by which links nobody else comes
+/// through: where the host is no router, those that did not forward before, or did so on our account.
 fn firewall(
     desired: &Desired,
     host: &Namespace,
     state: &FirewallState,
     uplinks: &BTreeSet<String>,
+    outside6: Option<Ipv6Net>,
 ) -> Firewall {
     let set = |key: &str| {
         host.sysctls
@@ -258,17 +282,19 @@ fn firewall(
         None => host.links.contains_key(HOST_VETH),
     };
     let forwards = |name: &String| set(&forwarding_of(name)) && !ours(name);
-    let local_tasks = desired.local_tasks.values();
+    let local_tasks = desired.local_tasks.values().filter(|task| task.egress);
+    let addresses = |task: &LocalTask| {
+        let twin = outside6.and_then(|subnet6| address6(subnet6, task.address));
+        [Some(task.address), twin].into_iter().flatten()
+    };
     Firewall {
-        egress: local_tasks
-            .filter(|task| task.egress)
-            .map(|task| task.address)
-            .collect(),
+        egress: local_tasks.flat_map(addresses).collect(),
         guarded: uplinks
             .iter()
             .filter(|name| !router && !forwards(name))
             .cloned()
             .collect(),
+        guarded6: outside6.is_some() && !(set(FORWARDING6) && set(FORWARDING6_OF_NEW)),
     }
 }
 

@@ -9,7 +9,11 @@ use crate::network::tests::world::{as_root, command, try_command};
 fn firewalls() -> impl Strategy<Value = Firewall> {
     let egress = prop::collection::btree_set(any::<IpAddr>(), 0..6);
     let guarded = prop::collection::btree_set("[a-z]{1,11}[0-9.]{0,4}", 0..4);
-    (egress, guarded).prop_map(|(egress, guarded)| Firewall { egress, guarded })
+    (egress, guarded, any::<bool>()).prop_map(|(egress, guarded, guarded6)| Firewall {
+        egress,
+        guarded,
+        guarded6,
+    })
 }
 
 proptest! {
@@ -29,12 +33,14 @@ proptest! {
         let rules = &mut table.chains.get_mut(&chain).unwrap().rules;
         let removed = rules.remove(rule.index(rules.len()));
         // Without a guard it is another firewall of ours.
-        let expected = guarded_by(&removed).map(|uplink| {
-            let mut firewall = firewall.clone();
-            firewall.guarded.remove(&uplink);
-            firewall
-        });
-        prop_assert_eq!(read(&table), expected);
+        let mut expected = firewall.clone();
+        if let Some(uplink) = guarded_by(&removed) {
+            expected.guarded.remove(&uplink);
+        } else if removed == guard6() {
+            expected.guarded6 = false;
+        }
+        let known = (expected != firewall).then_some(expected);
+        prop_assert_eq!(read(&table), known);
     }
 }
 
@@ -42,6 +48,7 @@ fn firewall(egress: &[&str], guarded: &[&str]) -> Firewall {
     Firewall {
         egress: egress.iter().map(|text| text.parse().unwrap()).collect(),
         guarded: guarded.iter().map(|name| (*name).to_owned()).collect(),
+        guarded6: !guarded.is_empty(),
     }
 }
 
@@ -89,7 +96,8 @@ iifname \"sw-e1h\" udp dport 4789 drop
 iifname \"sw-e1h\" ip saddr != @egress drop
 iifname \"sw-e1h\" ip6 saddr != @egress6 drop
 oifname \"sw-e1h\" ct state ! established,related drop
-iifname \"eth0\" oifname != \"sw-e1h\" drop
+meta nfproto ipv4 iifname \"eth0\" oifname != \"sw-e1h\" drop
+meta nfproto ipv6 iifname != \"sw-e1h\" oifname != \"sw-e1h\" drop
 }
 
 chain input {
@@ -144,6 +152,7 @@ fn addresses_come_and_go_and_the_table_is_replaced_whole() {
     let large = Firewall {
         egress: many,
         guarded: ["eth0".to_owned()].into(),
+        guarded6: false,
     };
     other.set(&large).unwrap();
     assert_eq!(handle.read().unwrap().table, Some(large));
@@ -206,6 +215,7 @@ fn a_chain_that_drops_is_an_obstacle_until_a_rule_names_our_link() {
     assert_eq!(handle.read().unwrap().obstacles, []);
     command(&netns, "nft add chain ip filter FORWARD { policy drop ; }");
     let obstacle = Obstacle {
+        ipv6: false,
         table: "ip filter".to_owned(),
         chain: "FORWARD".to_owned(),
     };

@@ -75,8 +75,14 @@ fn host() -> Observed {
         let forwarding = format!("ipv4/conf/{name}/forwarding");
         namespace.sysctls.insert(forwarding, Some("0".to_owned()));
     }
-    let router = "ipv4/ip_forward".to_owned();
-    namespace.sysctls.insert(router, Some("0".to_owned()));
+    for key in [
+        "ipv4/ip_forward",
+        "ipv6/conf/all/forwarding",
+        "ipv6/conf/default/forwarding",
+    ] {
+        let value = Some("0".to_owned());
+        namespace.sysctls.insert(key.to_owned(), value);
+    }
     Observed {
         namespaces: BTreeMap::from([(Place::Host, namespace)]),
         ipvs: Ok(IpvsTable::new()),

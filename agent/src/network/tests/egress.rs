@@ -1,21 +1,38 @@
 //! The way out of the ingress network, and the ways in that there are not.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use swarm_model::TaskId;
 
 use super::world::{
-    DEADLINE, World, address_of, as_root, command, connect, hand_over, listen, listen_both, local,
-    task_id, within,
+    DEADLINE, World, address_of, address6_of, as_root, command, connect, hand_over, listen,
+    listen_both, local, task_id, within,
 };
 use crate::network::desired::LocalTask;
 use crate::network::netns::Netns;
 
 /// The client, which stands for the outside.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
+const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x100);
+
+/// A node's address outside.
+fn node6(number: u8) -> IpAddr {
+    IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()])
+}
+
+fn setting(netns: &Netns, key: &str) -> String {
+    let path = format!("/proc/sys/net/{key}");
+    let value = netns.run(|| std::fs::read_to_string(path)).unwrap();
+    value.unwrap().trim().to_owned()
+}
+
+fn set(netns: &Netns, key: &str, value: &str) {
+    let path = format!("/proc/sys/net/{key}");
+    netns.run(|| std::fs::write(path, value)).unwrap().unwrap();
+}
 
 /// How long something is waited for that must not happen.
 const REFUSAL: Duration = Duration::from_millis(700);
@@ -66,17 +83,72 @@ async fn a_task_reaches_the_outside_in_its_hosts_name() {
         let from = world.node(node.into()).task(task);
         let seen = seen_as(&from, &world.client, OUTSIDE.into());
         assert_eq!(seen, IpAddr::from([192, 0, 2, node]));
+        let seen = seen_as(&from, &world.client, OUTSIDE6.into());
+        assert_eq!(seen, node6(node));
     }
     // The tables may go; the connections do not.
     let from = world.node(1).task(&first);
-    let listener = listen(&world.client, 81);
+    let listener = listen_both(&world.client, 81);
     let mut stream = connect(&from, (OUTSIDE, 81).into()).unwrap();
     let (mut accepted, _) = listener.accept().unwrap();
+    let mut stream6 = connect(&from, (OUTSIDE6, 81).into()).unwrap();
+    let (mut accepted6, _) = listener.accept().unwrap();
     command(&world.node(1).host, "nft flush ruleset");
     let rules = |text: &str| command(&world.node(1).host, "nft list ruleset").contains(text);
     assert!(within(DEADLINE, || rules("masquerade")), "not put right");
     stream.write_all(b"x").unwrap();
     accepted.read_exact(&mut [0]).unwrap();
+    stream6.write_all(b"x").unwrap();
+    accepted6.read_exact(&mut [0]).unwrap();
+}
+
+#[tokio::test]
+async fn a_host_that_forwards_ipv6_for_tasks_alone_is_no_router_and_hears_routers() {
+    let Some(_root) = as_root() else { return };
+    let world = World::new(1);
+    let host = &world.node(1).host;
+    assert_eq!(setting(host, "ipv6/conf/all/forwarding"), "0");
+    assert_eq!(setting(host, "ipv6/conf/eth0/accept_ra"), "1");
+    world.place(&[(1, 1)], &[]).await;
+    let task = world.node(1).task(&task_id(1));
+    assert_eq!(setting(host, "ipv6/conf/eth0/accept_ra"), "2");
+    assert_eq!(setting(host, "ipv6/conf/all/forwarding"), "1");
+
+    // Nobody gets in, by whatever way.
+    command(&world.client, "ip route add fd00:a::/64 via 2001:db8::1");
+    cannot_connect(&world.client, &task, address6_of(&task_id(1)));
+    // Another network of the host's: tasks get there, others do not.
+    let behind = Netns::anonymous().unwrap();
+    command(host, "ip link add eth9 type veth peer name far");
+    hand_over(host, "far", &behind);
+    command(host, "ip addr add 2001:db8:9::1/64 dev eth9 nodad");
+    command(host, "ip link set eth9 up");
+    command(&behind, "ip addr add 2001:db8:9::2/64 dev far nodad");
+    command(&behind, "ip link set far up");
+    command(&behind, "ip route add default via 2001:db8:9::1");
+    command(
+        &world.client,
+        "ip route add 2001:db8:9::/64 via 2001:db8::1",
+    );
+    let far: IpAddr = "2001:db8:9::2".parse().unwrap();
+    seen_as(host, &behind, far);
+    let there = seen_as(&task, &behind, far);
+    assert_eq!(there, "2001:db8:9::1".parse::<IpAddr>().unwrap());
+    cannot_connect(&world.client, &behind, far);
+
+    // Its owner makes it one: by what is set already.
+    set(host, "ipv6/conf/all/forwarding", "1");
+    let listener = listen_both(&behind, 80);
+    let through = within(DEADLINE, || {
+        let connect = || TcpStream::connect_timeout(&(far, 80).into(), REFUSAL);
+        world.client.run(connect).unwrap().is_ok()
+    });
+    assert!(through, "the host's own forwarding was taken away");
+    drop(listener);
+    cannot_connect(&world.client, &task, address6_of(&task_id(1)));
+    let reconciler = world.node(1).reconciler();
+    reconciler.teardown().await.unwrap();
+    assert_eq!(setting(host, "ipv6/conf/all/forwarding"), "1");
 }
 
 #[tokio::test]
@@ -136,6 +208,7 @@ async fn a_task_without_egress_stays_inside_and_can_be_talked_to() {
     reconciler.prepare_task(&inside, connected).await.unwrap();
     let netns = node.task(&inside);
     cannot_connect(&netns, &world.client, OUTSIDE.into());
+    cannot_connect(&netns, &world.client, OUTSIDE6.into());
     // Not even to its own host, nor in the name of one that may.
     let host_address = Ipv4Addr::new(169, 254, 0, 1);
     cannot_connect(&netns, &node.host, host_address.into());
@@ -148,6 +221,11 @@ async fn a_task_without_egress_stays_inside_and_can_be_talked_to() {
         "ip route replace default via 10.255.0.2 dev eth0 onlink",
     );
     cannot_connect(&netns, &world.client, OUTSIDE.into());
+    command(
+        &netns,
+        "ip -6 route replace default via fd00:a::aff:2 dev eth0 onlink",
+    );
+    cannot_connect(&netns, &world.client, OUTSIDE6.into());
 
     // The same task with egress.
     reconciler
@@ -156,6 +234,8 @@ async fn a_task_without_egress_stays_inside_and_can_be_talked_to() {
         .unwrap();
     let seen = seen_as(&netns, &world.client, OUTSIDE.into());
     assert_eq!(seen, IpAddr::from([192, 0, 2, 1]));
+    let seen = seen_as(&netns, &world.client, OUTSIDE6.into());
+    assert_eq!(seen, node6(1));
 }
 
 #[tokio::test]
@@ -215,28 +295,32 @@ async fn an_answer_that_is_too_big_for_the_overlay_is_told_so() {
     let Some(_root) = as_root() else { return };
     let (world, first, _second) = two_nodes().await;
     let bind = |netns: &Netns, port: u16| {
-        let socket = netns.run(|| UdpSocket::bind(("0.0.0.0", port)));
+        let socket = netns.run(|| UdpSocket::bind(("::", port)));
         let socket = socket.unwrap().unwrap();
         socket.set_read_timeout(Some(DEADLINE)).unwrap();
         socket
     };
     let inside = bind(&world.node(1).task(&first), 0);
     let outside = bind(&world.client, 5353);
-    inside.send_to(b"ask", (OUTSIDE, 5353)).unwrap();
     let mut buffer = [0; 2000];
-    let (_, from) = outside.recv_from(&mut buffer).unwrap();
-    // 1472 and 28 bytes of headers: as much as the wire takes. Sockets forbid fragmentation until
-    // they know better.
-    let learned = within(DEADLINE, || {
-        let _ = outside.send_to(&[1; 1472], from);
-        command(&world.client, "ip route get 192.0.2.1").contains("mtu 1450")
-    });
-    assert!(learned, "nobody said that it was too big");
-    outside.send_to(&[2; 1472], from).unwrap();
-    let arrived = within(DEADLINE, || {
-        inside.recv(&mut buffer).unwrap() == 1472 && buffer[0] == 2
-    });
-    assert!(arrived);
+    // As much as the wire takes, less headers. Sockets forbid fragmentation until they know better.
+    for (to, size, node) in [
+        (OUTSIDE.to_ipv6_mapped(), 1472, "192.0.2.1"),
+        (OUTSIDE6, 1452, "2001:db8::1"),
+    ] {
+        inside.send_to(b"ask", (to, 5353)).unwrap();
+        let (_, from) = outside.recv_from(&mut buffer).unwrap();
+        let learned = within(DEADLINE, || {
+            let _ = outside.send_to(&vec![1; size], from);
+            command(&world.client, &format!("ip route get {node}")).contains("mtu 1450")
+        });
+        assert!(learned, "nobody said to {node} that it was too big");
+        outside.send_to(&vec![2; size], from).unwrap();
+        let arrived = within(DEADLINE, || {
+            inside.recv(&mut buffer).unwrap() == size && buffer[0] == 2
+        });
+        assert!(arrived);
+    }
 }
 
 #[tokio::test]
@@ -249,11 +333,13 @@ async fn teardown_leaves_no_table_and_no_forwarding() {
         node.host.run(read).unwrap().unwrap()
     };
     let before = forwarding();
+    let before6 = setting(&node.host, "ipv6/conf/all/forwarding");
     command(&node.host, "nft add table inet other");
     world.place(&[(1, 1)], &[]).await;
     assert_eq!(forwarding().trim(), "1");
     node.reconciler().teardown().await.unwrap();
     assert_eq!(forwarding(), before);
+    assert_eq!(setting(&node.host, "ipv6/conf/all/forwarding"), before6);
     let tables = command(&node.host, "nft list tables");
     assert_eq!(tables.trim(), "table inet other");
 }

@@ -13,10 +13,11 @@ use crate::network::model::{
     Route, Vxlan,
 };
 use crate::network::names::{
-    BRIDGE, EGRESS_GATEWAY, EGRESS_GATEWAY6, EGRESS_LOCAL, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6,
-    HOST_VETH, INGRESS_LINK_SYSCTLS, INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, IPV6_MIN_MTU,
-    LOOPBACK, OVERLAY_SYSCTLS, OVERLAY_SYSCTLS6, TASK_DEVICE, TASK_SYSCTLS6, VXLAN, VXLAN_PORT,
-    forwarding_of, host_address, task_device, task_port, without_ipv6_of,
+    BRIDGE, EGRESS_GATEWAY, EGRESS_GATEWAY6, EGRESS_LOCAL, EGRESS_LOCAL6, FORWARDING6,
+    FORWARDING6_OF_NEW, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6, HOST_VETH, INGRESS_LINK_SYSCTLS,
+    INGRESS_SYSCTLS, INGRESS_SYSCTLS6, INGRESS_VETH, IPV6_MIN_MTU, LOOPBACK, OVERLAY_SYSCTLS,
+    OVERLAY_SYSCTLS6, TASK_DEVICE, TASK_SYSCTLS6, VXLAN, VXLAN_PORT, accept_ra_of, forwarding_of,
+    host_address, task_device, task_port, without_ipv6_of,
 };
 
 /// The VXLAN port of the bridge: what lies behind it is known, nothing is learned or flooded. ARP
@@ -159,6 +160,38 @@ impl Draft<'_> {
         // The other end answers no ARP request for it: it is nobody's address.
         host.neighbours
             .insert((HOST_VETH.to_owned(), EGRESS_LOCAL), Mac::of(EGRESS_LOCAL));
+    }
+
+    /// The same over IPv6, but for an address of the host's own: what it sends to a task by itself
+    /// are errors, and those may be from any. There is no other use for one.
+    pub(super) fn host_route6(&mut self) {
+        let Some(subnet6) = self.subnet6 else { return };
+        let route = Route {
+            mtu: Some(self.overlay_mtu),
+            ..gateway(EGRESS_LOCAL6, HOST_VETH)
+        };
+        let host = self.at(&Place::Host);
+        host.routes.insert(IpNet::V6(subnet6.trunc()), route);
+        let neighbour = (HOST_VETH.to_owned(), EGRESS_LOCAL6);
+        host.neighbours.insert(neighbour, Mac::of(EGRESS_LOCAL6));
+    }
+
+    /// The host forwards IPv6 packets on our account; those of its links that take what routers
+    /// advertise do so no less.
+    pub(super) fn forward6(&mut self, links: BTreeSet<String>) {
+        let host = self.observed.namespaces.get(&Place::Host);
+        let accepts = |key: &String| {
+            let value = host.and_then(|host| host.sysctls.get(key)?.as_deref());
+            matches!(value, Some("1" | "2"))
+        };
+        let keys = links.iter().map(|name| accept_ra_of(name));
+        let accept = keys.filter(accepts).map(|key| (key, "2"));
+        let forward = [(FORWARDING6, "1"), (FORWARDING6_OF_NEW, "0")];
+        let forward = forward.map(|(key, value)| (key.to_owned(), value));
+        let settings = accept
+            .chain(forward)
+            .map(|(key, value)| (Place::Host, key, value.to_owned()));
+        self.wanted.sysctls.extend(settings);
     }
 
     /// Answers from outside to our tasks come in by any uplink.

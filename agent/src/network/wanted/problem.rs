@@ -90,9 +90,9 @@ pub(crate) enum Problem {
     #[error(
         "tasks on this node may not reach the outside: chain {} of the host's nf_tables table {} \
          drops what no rule of it names; let link {HOST_VETH} through, where it is Docker's by \
-         `iptables -I DOCKER-USER -i {HOST_VETH} -j ACCEPT` and `iptables -I DOCKER-USER -o \
+         `{iptables} -I DOCKER-USER -i {HOST_VETH} -j ACCEPT` and `{iptables} -I DOCKER-USER -o \
          {HOST_VETH} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`",
-        .0.chain, .0.table
+        .0.chain, .0.table, iptables = iptables(.0)
     )]
     EgressBlocked(Obstacle),
     /// The host has the ingress network's addresses elsewhere.
@@ -123,6 +123,15 @@ impl Problem {
             | Self::OtherDataPathVersion { .. }
             | Self::TooNarrowForIpv6 { .. } => None,
         }
+    }
+}
+
+/// The command that changes such a chain.
+fn iptables(obstacle: &Obstacle) -> &'static str {
+    if obstacle.ipv6 {
+        "ip6tables"
+    } else {
+        "iptables"
     }
 }
 

@@ -67,6 +67,77 @@ fn a_link_forwards_for_our_tasks_alone_unless_the_host_is_a_router() {
 }
 
 #[test]
+fn the_host_forwards_ipv6_for_our_tasks_alone_unless_it_is_a_router() {
+    let desired = over_ipv6(desired(1, &[1], &[]));
+    let guarded = |observed: &Observed| {
+        let table = observed.firewall.as_ref().unwrap().table.clone();
+        table.unwrap().guarded6
+    };
+    let set = |observed: &mut Observed, key: &str, value: &str| {
+        let host = observed.namespaces.get_mut(&Place::Host).unwrap();
+        host.sysctls.insert(key.to_owned(), Some(value.to_owned()));
+    };
+    let forwarding = |observed: &Observed| {
+        let sysctls = &observed.namespaces[&Place::Host].sysctls;
+        let value = |of: &str| sysctls[&format!("ipv6/conf/{of}/forwarding")].clone();
+        ["all", "default"].map(|of| value(of).unwrap())
+    };
+    let on = ["1", "0"].map(str::to_owned);
+    let mut observed = host();
+    for (name, value) in [("eth0", "1"), ("docker0", "0")] {
+        set(&mut observed, &format!("ipv6/conf/{name}/accept_ra"), value);
+    }
+    let ops = texts(&settle(&mut observed, &desired));
+    assert!(guarded(&observed));
+    assert_eq!(forwarding(&observed), on);
+    let steps = [
+        "make nf_tables table inet swarm: 2 addresses have egress, 2 links are guarded",
+        "set net/ipv6/conf/eth0/accept_ra to 2 in host",
+        "set net/ipv6/conf/all/forwarding to 1 in host",
+        "set net/ipv6/conf/default/forwarding to 0 in host",
+    ];
+    let of_steps = ops.iter().filter(|op| steps.contains(&op.as_str()));
+    assert_eq!(of_steps.collect::<Vec<_>>(), steps, "{ops:#?}");
+    assert!(!ops.iter().any(|op| op.contains("docker0/accept_ra")));
+    let table = observed.firewall.as_ref().unwrap().table.clone().unwrap();
+    assert!(table.egress.contains(&"fd00:a::aff:100".parse().unwrap()));
+
+    // The table flushed while no agent ran: who forwards on whose account is not forgotten.
+    let state = observed.firewall.as_mut().unwrap();
+    (state.table, state.guarded) = (None, None);
+    settle(&mut observed, &desired);
+    assert!(guarded(&observed));
+
+    // Its owner makes it a router: the kernel sets both.
+    for of in ["all", "default"] {
+        set(&mut observed, &format!("ipv6/conf/{of}/forwarding"), "1");
+    }
+    settle(&mut observed, &desired);
+    assert!(!guarded(&observed));
+    teardown(&observed).iter().for_each(|op| observed.apply(op));
+    assert_eq!(forwarding(&observed), ["1", "1"]);
+
+    // And none any more; then it loses its address outside.
+    for of in ["all", "default"] {
+        set(&mut observed, &format!("ipv6/conf/{of}/forwarding"), "0");
+    }
+    settle(&mut observed, &desired);
+    assert_eq!((guarded(&observed), forwarding(&observed)), (true, on));
+    let host = observed.namespaces.get_mut(&Place::Host).unwrap();
+    host.addresses.retain(|(_, net)| net.addr().is_ipv4());
+    let ops = texts(&settle(&mut observed, &desired));
+    let position = |text: &str| ops.iter().position(|op| op.starts_with(text));
+    let closed = position("set net/ipv6/conf/all/forwarding to 0 in host").unwrap();
+    assert!(
+        closed < position("make nf_tables table").unwrap(),
+        "{ops:?}"
+    );
+    assert!(!guarded(&observed));
+    let table = observed.firewall.as_ref().unwrap().table.clone().unwrap();
+    assert!(table.egress.iter().all(IpAddr::is_ipv4));
+}
+
+#[test]
 fn a_subnet_that_the_host_has_elsewhere_is_left_alone_and_reported() {
     let mut observed = host();
     let route = Route {
@@ -90,6 +161,7 @@ fn a_subnet_that_the_host_has_elsewhere_is_left_alone_and_reported() {
 fn a_firewall_that_drops_is_reported_with_the_remedy() {
     let mut observed = host();
     let obstacle = Obstacle {
+        ipv6: false,
         table: "ip filter".to_owned(),
         chain: "FORWARD".to_owned(),
     };

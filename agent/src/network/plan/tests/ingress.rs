@@ -128,11 +128,15 @@ set net/ipv6/conf/default/accept_dad to 0 in task-t000000000000000000000000
 set net/ipv6/conf/default/accept_ra to 0 in task-t000000000000000000000000
 set net/ipv6/conf/default/autoconf to 0 in task-t000000000000000000000000
 set net/ipv6/conf/default/router_solicitations to 0 in task-t000000000000000000000000
+set net/ipv6/conf/all/forwarding to 1 in host
+set net/ipv6/conf/default/forwarding to 0 in host
 set net/ipv6/conf/sw-e1h/forwarding to 1 in host
 set net/ipv6/conf/sw-e1h/addr_gen_mode to 1 in host
 add address fd00:a::aff:1/64 to br0 in ingress
 add address 2001:db8::1/128 to lo in ingress
 add address fd00:a::aff:100/64 to eth0 in task-t000000000000000000000000
+set route to fd00:a::/64 by sw-e1h in host
+set neighbour fe80::a9fe:ff02 at 02:42:a9:fe:ff:02 on sw-e1h in host
 set neighbour fd00:a::aff:2 at 02:42:0a:ff:00:02 on br0 in ingress
 set neighbour fd00:a::aff:100 at 02:42:0a:ff:01:00 on br0 in ingress
 set neighbour fd00:a::aff:101 at 02:42:0a:ff:01:01 on br0 in ingress
