@@ -22,6 +22,7 @@ mod time;
 mod token;
 mod validate;
 mod validate_network;
+mod validate_node;
 
 pub use certificate::{
     CERTIFICATE_BACKDATE, MAX_CERTIFICATE_EXPIRY, MIN_CERTIFICATE_EXPIRY, Renewal, Validity,
@@ -52,3 +53,4 @@ pub use time::Timestamp;
 pub use token::{InvalidToken, JOIN_SECRET_LEN, JoinToken};
 pub use validate::{InvalidSpec, MAX_NAME_LEN, MAX_REPLICAS, validate_service};
 pub use validate_network::{InvalidNetwork, RESERVED_NETWORK_NAMES, validate_network};
+pub use validate_node::{InvalidNode, validate_node};

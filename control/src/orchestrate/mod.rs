@@ -6,12 +6,14 @@
 //! leader goes on where the last one stopped.
 //!
 //! Invariants:
-//! * A slot has at most one task that is wanted and has not ended; two while a start-first update
-//!   waits for the new one to run.
+//! * A slot has at most one task that is wanted and has not ended; two while a start-first update,
+//!   or the drain of a node, waits for the new one to run.
 //! * A running task with an address is never told to stop while it still gets new connections: it
 //!   drains first, until every node has acknowledged it or [`retire::DRAIN_DEADLINE`] is over.
 //! * A rolling update never takes a slot while as many as its parallelism are not running the new
 //!   template yet; so an update that fails stops by itself and the rest goes on serving.
+//! * A running task leaves a node that is being drained only after another one of its slot runs
+//!   elsewhere, as many at a time as the service's update takes. Where there is no place, it stays.
 //! * `desired_state` above `running` means that the swarm stopped or replaced the task. A task that
 //!   ended by itself and is not restarted keeps `running`, and its slot.
 //!

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use swarm_model::NodeId;
+use swarm_model::{NodeId, Task};
 
 use super::slot::Slot;
 
@@ -10,13 +10,17 @@ use super::slot::Slot;
 /// taken.
 ///
 /// Too few: slots whose task is being replaced come first, then the lowest free numbers. Too many:
-/// slots without a running task go first, then those on the nodes with the most, then the highest
-/// numbers (swarmkit `replicated/slot.go`).
-pub(super) fn choose(slots: &BTreeMap<u64, Slot<'_>>, replicas: u64) -> BTreeSet<u64> {
+/// slots without a running task go first, then those whose task leaves its node anyway (`leaves`),
+/// then those on the nodes with the most, then the highest numbers (swarmkit `replicated/slot.go`).
+pub(super) fn choose(
+    slots: &BTreeMap<u64, Slot<'_>>,
+    replicas: u64,
+    leaves: impl Fn(&Task) -> bool,
+) -> BTreeSet<u64> {
     let replicas = usize::try_from(replicas).unwrap_or(usize::MAX);
     let mut kept: BTreeSet<u64> = taken(slots).collect();
     if kept.len() > replicas {
-        return survivors(slots, replicas);
+        return survivors(slots, replicas, leaves);
     }
     let vacant = slots.iter().filter(|(_, slot)| !slot.is_taken());
     kept.extend(
@@ -40,14 +44,21 @@ fn taken<'a>(slots: &'a BTreeMap<u64, Slot<'_>>) -> impl Iterator<Item = u64> + 
         .map(|(number, _)| *number)
 }
 
-fn survivors(slots: &BTreeMap<u64, Slot<'_>>, replicas: usize) -> BTreeSet<u64> {
+fn survivors(
+    slots: &BTreeMap<u64, Slot<'_>>,
+    replicas: usize,
+    leaves: impl Fn(&Task) -> bool,
+) -> BTreeSet<u64> {
     let mut on_node = BTreeMap::<&NodeId, usize>::new();
-    // Slots that do not run rank behind all others; the nth on its node ranks n.
+    // Slots that do not run rank behind all others, before them those that leave; the nth on its
+    // node ranks n.
     let mut ranked: Vec<(usize, u64)> = taken(slots)
         .map(|number| {
-            let node = slots[&number]
-                .running()
-                .and_then(|task| task.node_id.as_ref());
+            let running = slots[&number].running();
+            if running.is_some_and(|task| leaves(task)) {
+                return (usize::MAX - 1, number);
+            }
+            let node = running.and_then(|task| task.node_id.as_ref());
             let rank = node.map_or(usize::MAX, |node| {
                 let count = on_node.entry(node).or_default();
                 *count += 1;

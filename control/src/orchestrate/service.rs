@@ -11,7 +11,7 @@ use swarm_model::{
 
 use super::restart::{Restart, restart};
 use super::retire::{Goal, advance};
-use super::slot::{Slot, is_current, is_running};
+use super::slot::{Fit, Slot, fit, is_on_drained_node, is_running};
 use super::{Batch, scale};
 use crate::store::State;
 
@@ -20,15 +20,17 @@ use crate::store::State;
 /// long will hardly ever.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
-/// What a slot of an update waits for, or not.
+/// What a slot of an update or a drain waits for, or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
-    /// Runs the current template.
+    /// Runs the current template, and may stay where it does.
     Done,
-    /// On the way to run the current template, or only just does: counts against parallelism.
-    UnderWay,
+    /// On the way to run the current template; another task may serve until then.
+    UnderWay { another_serves: bool },
     /// Has a task of another template, running or not.
     Outdated { running: bool },
+    /// Has a task of the current template on a node that is being drained, running or not.
+    Misplaced { running: bool },
 }
 
 /// A pass over one service.
@@ -61,8 +63,9 @@ impl<'a> Reconcile<'a> {
 
     pub(super) fn run(&self, batch: &mut Batch, rng: &mut impl rand::Rng) {
         let slots = Slot::of_service(self.state, self.service);
-        let kept = scale::choose(&slots, self.service.spec.mode.replicas());
-        let update = self.slots_to_update(&slots, &kept, batch);
+        let leaves = |task: &Task| is_on_drained_node(self.state, task);
+        let kept = scale::choose(&slots, self.service.spec.mode.replicas(), leaves);
+        let update = self.slots_to_replace(&slots, &kept, batch);
         let empty = Slot::default();
         for number in kept.iter().copied() {
             if batch.is_full() {
@@ -110,7 +113,7 @@ impl<'a> Reconcile<'a> {
             .live
             .iter()
             .copied()
-            .partition(|task| self.is_current(task));
+            .partition(|task| self.fit(task) == Fit::Current);
         if !slot.is_taken() {
             plan.create = self.vacant(slot, batch);
         } else if let Some(best) = best(&current) {
@@ -180,7 +183,9 @@ impl<'a> Reconcile<'a> {
         plan.create = follows;
     }
 
-    /// A slot that only has tasks of another template.
+    /// A slot that only has tasks of another template or on drained nodes. To leave a node the new
+    /// task always goes first, whatever the order of updates: both are the same, and nobody asked
+    /// for less of it.
     fn outdated<'t>(
         &self,
         outdated: &[&'t Arc<Task>],
@@ -189,8 +194,11 @@ impl<'a> Reconcile<'a> {
         plan: &mut Plan<'t>,
     ) {
         let best = best(outdated);
-        let start_first = self.service.spec.update.order == UpdateOrder::StartFirst
-            && best.is_some_and(|task| is_running(task));
+        let start_first = best.is_some_and(|task| {
+            let order = self.service.spec.update.order;
+            let moves = self.fit(task) == Fit::Misplaced;
+            is_running(task) && (moves || order == UpdateOrder::StartFirst)
+        });
         for task in outdated {
             let is_best = best.is_some_and(|best| best.id == task.id);
             let stays = is_best && (!update || start_first);
@@ -202,33 +210,43 @@ impl<'a> Reconcile<'a> {
         }
     }
 
-    /// The slots that the rolling update takes now.
-    fn slots_to_update(
+    /// The slots whose tasks the rolling update, or the drain of a node, replaces now.
+    ///
+    /// A slot that has no task to serve holds up an update, and no drain: what moves serves until
+    /// its replacement does.
+    fn slots_to_replace(
         &self,
         slots: &BTreeMap<u64, Slot<'_>>,
         kept: &BTreeSet<u64>,
         batch: &mut Batch,
     ) -> BTreeSet<u64> {
-        let mut under_way = 0;
-        let mut outdated = Vec::new();
+        let (mut under_way, mut replaced, mut settling) = (0, 0, 0);
+        let (mut outdated, mut misplaced) = (Vec::new(), Vec::new());
         let mut settles_at: Option<Timestamp> = None;
         for number in kept {
-            let progress = slots
-                .get(number)
-                .map_or(Progress::UnderWay, |slot| self.progress(slot));
+            let progress = slots.get(number).map_or(
+                Progress::UnderWay {
+                    another_serves: false,
+                },
+                |slot| self.progress(slot),
+            );
             let settles = slots.get(number).and_then(|slot| self.settles_at(slot));
             match progress {
-                Progress::UnderWay => under_way += 1,
-                Progress::Done if settles.is_some_and(|at| at > batch.now()) => {
+                Progress::UnderWay { another_serves } => {
                     under_way += 1;
+                    replaced += usize::from(another_serves);
+                }
+                Progress::Done if settles.is_some_and(|at| at > batch.now()) => {
+                    settling += 1;
                     settles_at = settles_at.into_iter().chain(settles).min();
                 }
                 Progress::Done => {}
                 // Those that do not run first: nothing is lost with them.
                 Progress::Outdated { running } => outdated.push((running, *number)),
+                Progress::Misplaced { running } => misplaced.push((running, *number)),
             }
         }
-        if outdated.is_empty() {
+        if outdated.is_empty() && misplaced.is_empty() {
             return BTreeSet::new();
         }
         if let Some(at) = settles_at {
@@ -238,24 +256,24 @@ impl<'a> Reconcile<'a> {
             0 => usize::MAX,
             limit => usize::try_from(limit).unwrap_or(usize::MAX),
         };
-        outdated.sort_unstable();
-        outdated
-            .into_iter()
-            .take(parallelism.saturating_sub(under_way))
-            .map(|(_, number)| number)
-            .collect()
+        let first = |mut waiting: Vec<(bool, u64)>, count: usize| {
+            waiting.sort_unstable();
+            let first = waiting.into_iter().take(count);
+            first.map(|(_, number)| number).collect::<BTreeSet<_>>()
+        };
+        let mut taken = first(outdated, parallelism.saturating_sub(under_way + settling));
+        let room = parallelism.saturating_sub(replaced + settling + taken.len());
+        taken.extend(first(misplaced, room));
+        taken
     }
 
     fn progress(&self, slot: &Slot<'_>) -> Progress {
-        let current = |task: &&&Arc<Task>| self.is_current(task);
-        if slot
-            .live
-            .iter()
-            .filter(current)
-            .any(|task| is_running(task))
-        {
+        let fits = |task: &&&Arc<Task>| self.fit(task) == Fit::Current;
+        if slot.live.iter().filter(fits).any(|task| is_running(task)) {
             return Progress::Done;
         }
+        // Where an ended task ran means nothing any more.
+        let current = |task: &&&Arc<Task>| task.template_version == self.service.template_version;
         let done = |task: &&Arc<Task>| {
             task.status.state == TaskState::Complete
                 && restart(slot, task, task.status.since) == Restart::Never
@@ -263,12 +281,21 @@ impl<'a> Reconcile<'a> {
         if slot.live.is_empty() && slot.fallen.iter().filter(current).any(done) {
             return Progress::Done;
         }
-        let wanted = || slot.live.iter().chain(&slot.fallen);
-        if wanted().any(|task| current(&task)) || wanted().next().is_none() {
-            return Progress::UnderWay;
+        let comes = slot.live.iter().any(|task| fits(&task))
+            || slot.fallen.iter().any(|task| current(&task));
+        if comes || !slot.is_taken() {
+            return Progress::UnderWay {
+                another_serves: slot.running().is_some(),
+            };
         }
         let running = slot.running().is_some();
-        Progress::Outdated { running }
+        let live: Vec<&Arc<Task>> = slot.live.clone();
+        match best(&live) {
+            Some(task) if slot.fallen.is_empty() && self.fit(task) == Fit::Misplaced => {
+                Progress::Misplaced { running }
+            }
+            _ => Progress::Outdated { running },
+        }
     }
 
     /// When the update's delay is over for a slot that runs the current template.
@@ -276,13 +303,13 @@ impl<'a> Reconcile<'a> {
         let delay = self.service.spec.update.delay;
         slot.live
             .iter()
-            .filter(|task| self.is_current(task) && is_running(task))
+            .filter(|task| self.fit(task) == Fit::Current && is_running(task))
             .map(|task| task.status.since.after(delay))
             .max()
     }
 
-    fn is_current(&self, task: &Task) -> bool {
-        is_current(self.state, self.service, task)
+    fn fit(&self, task: &Task) -> Fit {
+        fit(self.state, self.service, task)
     }
 
     fn new_task(

@@ -89,14 +89,32 @@ pub(crate) fn is_lost(state: &State, task: &Task) -> bool {
     node.status.state == NodeState::Down && !waits
 }
 
-/// Whether the task is what the service asks for now: made from the current template, and not on a
-/// node that is being drained. A drained node is thereby emptied by the update's own rules; swarm
-/// stops everything there at once instead.
-pub(super) fn is_current(state: &State, service: &Service, task: &Task) -> bool {
-    let drained = task
-        .node_id
-        .as_ref()
-        .and_then(|id| state.node(id))
-        .is_some_and(|node| node.spec.availability == Availability::Drain);
-    task.template_version == service.template_version && !drained
+/// How a wanted task that has not ended compares with what the service asks for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// As asked for.
+    Current,
+    /// Made from another template.
+    Outdated,
+    /// Made from the current template, but on a node that is being drained.
+    Misplaced,
+}
+
+/// How `task` fits. One that must not be restarted is never misplaced: moved it would run twice.
+pub(super) fn fit(state: &State, service: &Service, task: &Task) -> Fit {
+    if task.template_version != service.template_version {
+        Fit::Outdated
+    } else if is_on_drained_node(state, task)
+        && task.spec.restart.condition != RestartCondition::None
+    {
+        Fit::Misplaced
+    } else {
+        Fit::Current
+    }
+}
+
+/// Whether the node of `task` is being drained.
+pub(super) fn is_on_drained_node(state: &State, task: &Task) -> bool {
+    let node = task.node_id.as_ref().and_then(|id| state.node(id));
+    node.is_some_and(|node| node.spec.availability == Availability::Drain)
 }

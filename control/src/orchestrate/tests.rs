@@ -1,5 +1,6 @@
 //! Scripted scenarios.
 
+mod drain;
 mod invariants;
 mod life;
 mod update;

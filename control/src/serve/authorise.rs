@@ -36,7 +36,7 @@ enum Access {
 }
 
 /// Every method there is.
-const METHODS: [(&str, Access); 26] = [
+const METHODS: [(&str, Access); 28] = [
     ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/RenewNodeCertificate", Access::Node),
@@ -47,6 +47,8 @@ const METHODS: [(&str, Access); 26] = [
     ("/swarm.v1.Control/ListNodes", Access::Manager),
     ("/swarm.v1.Control/GetNode", Access::Manager),
     ("/swarm.v1.Control/RemoveNode", Access::Manager),
+    ("/swarm.v1.Control/UpdateNode", Access::Manager),
+    ("/swarm.v1.Control/GetDrain", Access::Manager),
     ("/swarm.v1.Control/SetNodeRole", Access::Manager),
     ("/swarm.v1.Control/CreateService", Access::Manager),
     ("/swarm.v1.Control/UpdateService", Access::Manager),

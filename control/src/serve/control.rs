@@ -9,7 +9,8 @@ use swarm_api::convert::ConvertError;
 use swarm_api::v1;
 use swarm_api::v1::control_server::Control;
 use swarm_model::{
-    Cluster, ClusterSpec, JoinToken, NetworkSpec, Node, NodeId, Role, ServiceId, ServiceSpec, Task,
+    Availability, Cluster, ClusterSpec, JoinToken, NetworkSpec, Node, NodeId, Role, ServiceId,
+    ServiceSpec, Task,
 };
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
@@ -18,7 +19,7 @@ use super::forward::Forwarder;
 use super::join_managers::reconfigure;
 use super::managers::{self, RoleOutcome};
 use super::refusal::{Refusal, outcome};
-use super::{Identity, Peer, lookup, networks, nodes, services};
+use super::{Identity, Peer, drain, lookup, networks, nodes, services};
 use crate::clock;
 use crate::store::{State, Store};
 
@@ -153,6 +154,53 @@ impl Control for ControlService {
         let id = outcome(removed)?;
         tracing::info!(node_id = %id, force, "removed a node");
         Ok(Response::new(v1::RemoveNodeResponse { id: id.to_string() }))
+    }
+
+    async fn update_node(
+        &self,
+        request: Request<v1::UpdateNodeRequest>,
+    ) -> Answer<v1::UpdateNodeResponse> {
+        let asked = self.asked(&request);
+        let v1::UpdateNodeRequest {
+            reference,
+            availability,
+            labels_add,
+            labels_rm,
+        } = request.into_inner();
+        let edit = nodes::Edit {
+            availability: availability.map(read_availability).transpose()?,
+            labels_add: labels_add.into_iter().collect(),
+            labels_rm,
+        };
+        let updated = self
+            .store
+            .update(|state| nodes::update(state, &reference, &edit, &asked, clock::now()))
+            .await;
+        let id = outcome(updated)?;
+        tracing::info!(node_id = %id, ?edit, "updated a node");
+        Ok(Response::new(v1::UpdateNodeResponse { id: id.to_string() }))
+    }
+
+    async fn get_drain(
+        &self,
+        request: Request<v1::GetDrainRequest>,
+    ) -> Answer<v1::GetDrainResponse> {
+        let asked = self.asked(&request);
+        let reference = request.into_inner().reference;
+        let (availability, tasks) = self.store.read(|state| {
+            let node = lookup::node(state, &reference, &asked)?;
+            let leaving = drain::leaving(state, &node.id);
+            Ok::<_, Refusal>((node.spec.availability, leaving))
+        })?;
+        let told = |drain::Leaving { id, name, held_up }| v1::LeavingTask {
+            id: id.to_string(),
+            name,
+            held_up,
+        };
+        Ok(Response::new(v1::GetDrainResponse {
+            availability: v1::Availability::from(availability).into(),
+            tasks: tasks.into_iter().map(told).collect(),
+        }))
     }
 
     async fn set_node_role(
@@ -445,6 +493,13 @@ fn read_role(role: i32) -> Result<Role, Refusal> {
         Ok(v1::Role::Worker) => Ok(Role::Worker),
         Ok(v1::Role::Manager) => Ok(Role::Manager),
         Ok(v1::Role::Unspecified) | Err(_) => Err(Refusal::Missing("role")),
+    }
+}
+
+fn read_availability(availability: i32) -> Result<Availability, Refusal> {
+    match v1::Availability::try_from(availability) {
+        Ok(v1::Availability::Unspecified) | Err(_) => Err(Refusal::Missing("availability")),
+        Ok(availability) => Ok(availability.into()),
     }
 }
 

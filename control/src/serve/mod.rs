@@ -21,6 +21,7 @@ mod cluster;
 mod connection;
 mod control;
 mod dial;
+mod drain;
 mod forward;
 mod join_managers;
 mod lease;

@@ -1,11 +1,12 @@
 //! What becomes of the store when nodes come and go. Pure.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use rand::Rng;
 use swarm_model::{
-    Cluster, JOIN_SECRET_LEN, Meta, Node, NodeDescription, NodeId, NodeSpec, NodeState, NodeStatus,
-    Role, Timestamp, random_base36,
+    Availability, Cluster, JOIN_SECRET_LEN, Meta, Node, NodeDescription, NodeId, NodeSpec,
+    NodeState, NodeStatus, Role, Timestamp, random_base36, validate_node,
 };
 
 use super::lookup::{self, display_name};
@@ -15,6 +16,9 @@ use crate::store::{Change, State};
 
 /// Most nodes: ten times what is meant, and a bound on what a leaked token can fill the store with.
 const MAX_NODES: usize = 10_000;
+
+/// Longest key of a label that an error repeats.
+const MAX_SHOWN_KEY: usize = 80;
 
 /// A node that has just been given its certificate.
 pub(crate) fn admit(
@@ -72,6 +76,56 @@ pub(crate) fn remove(
         });
     }
     Ok((vec![Change::remove(node.id.clone())], node.id.clone()))
+}
+
+/// What a person wants changed of a node. Each field left empty keeps what is there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Edit {
+    /// Whether tasks may run there.
+    pub(crate) availability: Option<Availability>,
+    /// Labels to set.
+    pub(crate) labels_add: BTreeMap<String, String>,
+    /// Keys of labels to remove, before others are set; each must be there.
+    pub(crate) labels_rm: Vec<String>,
+}
+
+/// The node that `reference` means with `edit` made; without a change when it is so already.
+pub(crate) fn update(
+    state: &State,
+    reference: &str,
+    edit: &Edit,
+    self_id: &NodeId,
+    now: Timestamp,
+) -> Result<(Vec<Change>, NodeId), Refusal> {
+    let Edit {
+        availability,
+        labels_add,
+        labels_rm,
+    } = edit;
+    let node = lookup::node(state, reference, self_id)?;
+    if availability.is_none() && labels_add.is_empty() && labels_rm.is_empty() {
+        return Err(Refusal::NothingToUpdate);
+    }
+    let mut next = Node::clone(node);
+    if let Some(availability) = availability {
+        next.spec.availability = *availability;
+    }
+    for key in labels_rm {
+        if next.spec.labels.remove(key).is_none() {
+            return Err(Refusal::NoLabel {
+                name: display_name(node).to_owned(),
+                key: key.chars().take(MAX_SHOWN_KEY).collect(),
+            });
+        }
+    }
+    next.spec.labels.extend(labels_add.clone());
+    validate_node(&next.spec)?;
+    let id = node.id.clone();
+    if next.spec == node.spec {
+        return Ok((Vec::new(), id));
+    }
+    next.meta.updated_at = now;
+    Ok((vec![next.into()], id))
 }
 
 /// The swarm with a new secret for joining as `role`, drawn from `rng`.

@@ -5,8 +5,8 @@ use std::error::Error;
 
 use swarm_api::convert::ConvertError;
 use swarm_model::{
-    InvalidCluster, InvalidNetwork, InvalidSpec, NetworkId, NodeId, PortConfig, PublishMode,
-    ServiceId,
+    InvalidCluster, InvalidNetwork, InvalidNode, InvalidSpec, NetworkId, NodeId, PortConfig,
+    PublishMode, ServiceId,
 };
 use tonic::{Code, Status};
 
@@ -29,6 +29,20 @@ pub(crate) enum Refusal {
     /// A network's spec that makes no sense.
     #[error(transparent)]
     NetworkSpec(#[from] InvalidNetwork),
+    /// A node's spec that makes no sense.
+    #[error(transparent)]
+    NodeSpec(#[from] InvalidNode),
+    /// A node is to be changed, and nothing is named.
+    #[error("nothing is asked of the node: name an availability, or labels to add or to remove")]
+    NothingToUpdate,
+    /// A label that is to be removed and is not there.
+    #[error("node {name} has no label {key:?}; `swarmctl node inspect {name}` shows those it has")]
+    NoLabel {
+        /// Its host name or id.
+        name: String,
+        /// What was to be removed.
+        key: String,
+    },
     /// Addresses that cannot be had.
     #[error(transparent)]
     Network(#[from] NoNetwork),
@@ -256,6 +270,9 @@ impl Refusal {
             | Self::Spec(_)
             | Self::Cluster(_)
             | Self::NetworkSpec(_)
+            | Self::NodeSpec(_)
+            | Self::NothingToUpdate
+            | Self::NoLabel { .. }
             | Self::AttachedToIngress
             | Self::NodeLocalNetwork(_)
             | Self::AttachedTwice(_)

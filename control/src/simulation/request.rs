@@ -1,9 +1,7 @@
 //! What people and joining nodes ask for, and what it changes: the functions behind the API.
 
 use rand::Rng;
-use swarm_model::{
-    Availability, NetworkSpec, Node, NodeId, Role, ServiceMode, ServiceSpec, Timestamp,
-};
+use swarm_model::{Availability, NetworkSpec, NodeId, Role, ServiceMode, ServiceSpec, Timestamp};
 
 use crate::serve::{Refusal, networks, nodes, services};
 use crate::store::{Change, MemberChange, State};
@@ -111,12 +109,12 @@ impl Request {
                 nodes::admit(state, id.clone(), Role::Worker, now)?.into(),
             ]),
             Self::SetAvailability { node, availability } => {
-                let current = state.node(node);
-                let current = current.ok_or_else(|| not_found("node", node.as_str()))?;
-                let mut node = Node::clone(current);
-                node.spec.availability = *availability;
-                node.meta.updated_at = now;
-                Ok(vec![node.into()])
+                let edit = nodes::Edit {
+                    availability: Some(*availability),
+                    ..nodes::Edit::default()
+                };
+                nodes::update(state, node.as_str(), &edit, self_id, now)
+                    .map(|(changes, _id)| changes)
             }
             Self::RemoveNode(id) => {
                 nodes::remove(state, id.as_str(), true, self_id).map(|(changes, _id)| changes)

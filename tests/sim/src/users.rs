@@ -6,7 +6,8 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
 use swarm_control::simulation::{Outcome, Request, View};
 use swarm_model::{
-    NetworkAttachmentSpec, NetworkSpec, NodeId, PortConfig, ServiceMode, ServiceSpec, UpdateOrder,
+    Availability, NetworkAttachmentSpec, NetworkSpec, NodeId, PortConfig, ServiceMode, ServiceSpec,
+    UpdateOrder,
 };
 
 use crate::check::Violation;
@@ -79,7 +80,7 @@ impl Users {
         }
         self.next_call += 1;
         let call = self.next_call;
-        let request = match self.rng.random_range(0..20) {
+        let request = match self.rng.random_range(0..22) {
             0..8 => Request::CreateService(Box::new(self.service(call, view))),
             8..12 => Request::Scale {
                 name: self.known(|users| &users.services),
@@ -92,9 +93,10 @@ impl Users {
                 name: format!("n-{call}"),
                 ..NetworkSpec::default()
             })),
-            _ => Request::RemoveNetwork {
+            18..20 => Request::RemoveNetwork {
                 name: self.known(|users| &users.networks),
             },
+            _ => self.availability(view)?,
         };
         match &request {
             Request::CreateService(spec) => {
@@ -113,6 +115,26 @@ impl Users {
         }
         self.under_way.insert(call, request.clone());
         Some((call, request))
+    }
+
+    /// Drains, pauses or activates one of the nodes that tasks may be on.
+    fn availability(&mut self, view: &View) -> Option<Request> {
+        let nodes: Vec<_> = view
+            .nodes()
+            .filter(|node| !node.description.hostname.is_empty())
+            .collect();
+        let at = self.rng.random_range(0..nodes.len().max(1));
+        let choices = [
+            Availability::Active,
+            Availability::Active,
+            Availability::Pause,
+            Availability::Drain,
+        ];
+        let availability = choices[self.rng.random_range(0..choices.len())];
+        Some(Request::SetAvailability {
+            node: nodes.get(at)?.id.clone(),
+            availability,
+        })
     }
 
     /// The number of a call that somebody else makes.

@@ -13,7 +13,7 @@ use rand_chacha::ChaCha12Rng;
 use swarm_api::v1;
 use swarm_api::v1::agent_message::Message;
 use swarm_control::simulation::{Answer, Envelope, Founding, Manager, Output, Request, ToAgent};
-use swarm_model::{DesiredState, NodeId, Task, TaskId, TaskState, Timestamp};
+use swarm_model::{Availability, DesiredState, Node, NodeId, Task, TaskId, TaskState, Timestamp};
 
 use crate::agents::{Agent, Reaction};
 use crate::check::{History, Violation};

@@ -10,8 +10,8 @@ use swarm_model::{
     Timestamp, UpdateOrder,
 };
 
-use crate::orchestrate::is_lost;
 use crate::orchestrate::scenario::{Scenario, on, port};
+use crate::orchestrate::slot::{is_lost, is_on_drained_node};
 
 const NODES: [&str; 3] = ["h1", "h2", "h3"];
 const NETWORKS: [&str; 2] = ["front", "back"];
@@ -247,18 +247,20 @@ fn check(swarm: &Scenario) -> Result<(), TestCaseError> {
             );
         }
     }
-    let mut live = BTreeMap::<_, u64>::new();
+    let mut live = BTreeMap::<_, (u64, bool)>::new();
     for task in swarm.state.tasks() {
         let ended = task.status.state.is_terminal() || is_lost(&swarm.state, task);
         if !ended && task.desired_state == DesiredState::Running {
-            *live.entry((&task.service_id, task.slot)).or_default() += 1;
+            let (count, moves) = live.entry((&task.service_id, task.slot)).or_default();
+            *count += 1;
+            *moves |= is_on_drained_node(&swarm.state, task);
         }
     }
-    for ((service, slot), count) in live {
+    for ((service, slot), (count, moves)) in live {
         let service = swarm.service(service);
         let start_first = service.spec.update.order == UpdateOrder::StartFirst;
         prop_assert!(
-            count <= 1 + u64::from(start_first),
+            count <= 1 + u64::from(start_first || moves),
             "slot {slot} has {count} tasks"
         );
     }

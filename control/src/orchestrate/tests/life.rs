@@ -1,10 +1,8 @@
-//! Scaling, restarts, lost nodes, drains, history.
+//! Scaling, restarts, lost nodes, how tasks end, history.
 
 use std::time::Duration;
 
-use swarm_model::{
-    Availability, DesiredState, NodeState, RestartCondition, ServiceSpec, Task, TaskState,
-};
+use swarm_model::{DesiredState, NodeState, RestartCondition, ServiceSpec, Task, TaskState};
 
 use crate::orchestrate::retire::DRAIN_DEADLINE;
 use crate::orchestrate::scenario::{Scenario, on, published};
@@ -316,30 +314,6 @@ fn a_removed_service_goes_after_its_last_task() {
     swarm.run();
     assert!(swarm.state.service(&web).is_none());
     assert_eq!(swarm.state.tasks().count(), 0);
-}
-
-#[test]
-fn a_drained_node_is_emptied_slot_by_slot() {
-    let mut swarm = Scenario::with_nodes(&["h1"]);
-    let web = swarm.add_service("web", 3, published);
-    swarm.run();
-    swarm.add_node("h2");
-    swarm.edit_node("h1", |node| node.spec.availability = Availability::Drain);
-    for _ in 0..40 {
-        swarm.settle();
-        assert!(swarm.running(&web).len() >= 2, "{}", swarm.show(&web));
-        if !swarm.agents() {
-            break;
-        }
-    }
-    let h2 = swarm.node_id("h2");
-    let running = swarm.running(&web);
-    assert_eq!(running.len(), 3);
-    assert!(
-        running
-            .iter()
-            .all(|task| task.node_id.as_ref() == Some(&h2))
-    );
 }
 
 #[test]

@@ -278,3 +278,106 @@ async fn nodes_are_looked_up_by_self_id_name_and_prefix() {
         )
     );
 }
+
+#[tokio::test]
+async fn nodes_are_paused_drained_and_labelled() {
+    let manager = Manager::start().await;
+    let worker = manager.add_node(Role::Worker, "h2").await;
+    let mut control = ControlClient::new(manager.local());
+    let mut update = async |reference: &str, availability, add: &[(&str, &str)], rm: &[&str]| {
+        let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+        let message = v1::UpdateNodeRequest {
+            reference: reference.to_owned(),
+            availability,
+            labels_add: add.iter().map(owned).collect(),
+            labels_rm: rm.iter().map(|key| (*key).to_owned()).collect(),
+        };
+        let answer = control.update_node(message).await;
+        answer
+            .map(|answer| answer.into_inner().id)
+            .map_err(|status| (status.code(), status.message().to_owned()))
+    };
+    let spec = || {
+        let node = manager.store.read(|state| state.node(&worker).cloned());
+        let spec = node.expect("it is in the store").spec.clone();
+        let labels = spec.labels.iter();
+        let labels: Vec<_> = labels
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        (spec.availability.as_str(), labels.join(" "))
+    };
+    let drain = Some(v1::Availability::Drain.into());
+    let labels = &[("zone", "a"), ("disk", "ssd")];
+    assert_eq!(
+        update("h2", drain, labels, &[]).await,
+        Ok(worker.to_string())
+    );
+    assert_eq!(spec(), ("drain", "disk=ssd zone=a".to_owned()));
+    // What is not named is kept; a label that is removed and set is set.
+    let done = update("h2", None, &[("zone", "b")], &["zone", "disk"]).await;
+    assert_eq!(done, Ok(worker.to_string()));
+    assert_eq!(spec(), ("drain", "zone=b".to_owned()));
+    let index = manager.store.read(crate::store::State::index);
+    let again = update("h2", drain, &[("zone", "b")], &[]).await;
+    assert_eq!(again, Ok(worker.to_string()));
+    assert_eq!(spec(), ("drain", "zone=b".to_owned()));
+    assert_eq!(manager.store.read(crate::store::State::index), index);
+
+    for (reference, availability, add, rm, code, text) in [
+        (
+            "h9",
+            drain,
+            &[][..],
+            &[][..],
+            Code::NotFound,
+            "there is no node \"h9\"; `swarmctl node ls` lists them",
+        ),
+        (
+            "h2",
+            None,
+            &[],
+            &[],
+            Code::InvalidArgument,
+            "nothing is asked of the node: name an availability, or labels to add or to remove",
+        ),
+        (
+            "h2",
+            Some(0),
+            &[],
+            &[],
+            Code::InvalidArgument,
+            "the request has no availability",
+        ),
+        (
+            "h2",
+            None,
+            &[("a b", "c")],
+            &[],
+            Code::InvalidArgument,
+            "label key \"a b\" is not valid: use up to 128 letters, digits, `.`, `_` and `-`, as \
+             constraints do (node.labels.KEY==VALUE)",
+        ),
+        (
+            "h2",
+            drain,
+            &[],
+            &["disk"],
+            Code::InvalidArgument,
+            "node h2 has no label \"disk\"; `swarmctl node inspect h2` shows those it has",
+        ),
+    ] {
+        let refused = update(reference, availability, add, rm).await;
+        assert_eq!(refused, Err((code, text.to_owned())));
+    }
+    assert_eq!(spec(), ("drain", "zone=b".to_owned()));
+
+    let drain = ControlClient::new(manager.local())
+        .get_drain(v1::GetDrainRequest {
+            reference: "h2".to_owned(),
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(drain.availability(), v1::Availability::Drain);
+    assert!(drain.tasks.is_empty());
+}

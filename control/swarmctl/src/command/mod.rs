@@ -16,7 +16,7 @@ pub(crate) enum Command {
     /// Make, join and leave a swarm
     #[command(subcommand)]
     Swarm(swarm::SwarmCommand),
-    /// Look at the hosts of the swarm
+    /// Look at the hosts of the swarm, and change them
     #[command(subcommand)]
     Node(node::NodeCommand),
     /// Make networks for services

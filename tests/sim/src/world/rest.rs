@@ -33,6 +33,15 @@ impl World {
         if self.agents.is_empty() {
             return None;
         }
+        // Where nobody takes new tasks, what was asked for cannot all be there.
+        let drained: BTreeSet<_> = view
+            .nodes()
+            .filter(|node| node.spec.availability == Availability::Drain)
+            .map(|node| &node.id)
+            .collect();
+        let mine = |node: &&Arc<Node>| self.agents.iter().any(|it| it.node_id == node.id);
+        let mut nodes = view.nodes().filter(mine);
+        let has_place = nodes.any(|node| node.spec.availability == Availability::Active);
         for service in view.services() {
             let name = &service.spec.name;
             if service.pending_delete {
@@ -49,8 +58,17 @@ impl World {
             let running = tasks().filter(runs).count() as u64;
             let wanted = service.spec.mode.replicas();
             // One that got no port is told so, and starts nothing.
-            if running != wanted && service.endpoint.error.is_empty() {
+            if has_place && running != wanted && service.endpoint.error.is_empty() {
                 return Some(format!("service {name} has {running} tasks of {wanted}"));
+            }
+            let stays = |task: &&Arc<Task>| {
+                runs(task) && task.node_id.as_ref().is_some_and(|id| drained.contains(id))
+            };
+            if has_place
+                && service.endpoint.error.is_empty()
+                && let Some(task) = tasks().find(stays)
+            {
+                return Some(format!("task {} is still on a drained node", task.id));
             }
             let over = |task: &&Arc<Task>| {
                 task.desired_state > DesiredState::Running && !task.status.state.is_terminal()

@@ -47,7 +47,7 @@ impl Demote {
 }
 
 /// Gives `node` the role; whether it had another one.
-async fn set(sockets: &Sockets, node: &str, role: v1::Role) -> anyhow::Result<bool> {
+pub(super) async fn set(sockets: &Sockets, node: &str, role: v1::Role) -> anyhow::Result<bool> {
     let message = v1::SetNodeRoleRequest {
         reference: node.to_owned(),
         role: role.into(),
