@@ -16,9 +16,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let secret = [
         "Cluster",
         "GetJoinTokenResponse",
+        "GetLocalUnlockKeyResponse",
+        "GetUnlockKeyResponse",
         "InitResponse",
         "IssueNodeCertificateRequest",
         "JoinRequest",
+        "UnlockRequest",
     ];
     tonic_prost_build::configure()
         .skip_debug(secret.map(|message| format!("swarm.v1.{message}")))

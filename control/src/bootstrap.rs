@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use rand::Rng;
 use swarm_model::{
-    Cluster, ClusterId, ClusterSpec, JOIN_SECRET_LEN, ManagerStatus, Meta, Node, NodeDescription,
-    NodeId, NodeSpec, NodeState, NodeStatus, Role, Timestamp, random_base36,
+    Cluster, ClusterId, ClusterSpec, JOIN_SECRET_LEN, ManagerLock, ManagerStatus, Meta, Node,
+    NodeDescription, NodeId, NodeSpec, NodeState, NodeStatus, Role, Timestamp, UnlockKey,
+    random_base36,
 };
 
 use crate::ca::RootCa;
@@ -38,6 +39,10 @@ pub(crate) fn new_swarm(
         created_at: now,
         updated_at: now,
     };
+    let lock = ManagerLock {
+        version: 1,
+        key: spec.autolock.then(|| UnlockKey::random(rng)),
+    };
     let cluster = Cluster {
         id: ClusterId::random(rng),
         meta,
@@ -48,6 +53,7 @@ pub(crate) fn new_swarm(
         manager_secret: random_base36(rng, JOIN_SECRET_LEN).into(),
         networks_made: swarm_model::NetworkCursor::default(),
         epoch: 0,
+        lock,
     };
     let node = Node {
         id: founder.node_id,

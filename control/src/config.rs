@@ -59,6 +59,9 @@ pub(crate) struct Config {
     /// where not given.
     #[arg(long, value_name = "ADDRESS", requires = "bootstrap")]
     pub(crate) data_path_address: Option<IpAddr>,
+    /// Let managers of the new swarm wait for the unlock key when they are restarted.
+    #[arg(long, requires = "bootstrap")]
+    pub(crate) autolock: bool,
     /// Life of nodes' certificates in the new swarm, in milliseconds; 90 days where not given.
     #[arg(long, value_name = "MILLISECONDS", requires = "bootstrap")]
     pub(crate) certificate_expiry_ms: Option<u64>,

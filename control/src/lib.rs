@@ -7,6 +7,8 @@
 //! * `orchestrate`, `allocate`, `schedule` decide, purely; `leader` lets them, on the leader.
 //! * `dispatch` tells agents what to do and hears what they did.
 //! * `ca` makes certificates; `serve` answers calls and knows who may make which.
+//! * `seal` and `private_file` keep what must not be read; `autolock` follows the swarm's lock.
+//! * `recovery` lets one manager go on without the others.
 //! * `membership` makes this manager one of those that hold the log.
 //! * `config`, `bootstrap`, `run`, `process` and `failure` put it together.
 //!
@@ -21,6 +23,7 @@
 //! Deliberately absent: anything that touches the kernel or containers.
 
 mod allocate;
+mod autolock;
 mod bootstrap;
 mod ca;
 mod clock;
@@ -36,6 +39,7 @@ mod raft;
 mod recovery;
 mod run;
 mod schedule;
+mod seal;
 mod serve;
 pub mod simulation;
 mod store;

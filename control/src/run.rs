@@ -9,14 +9,16 @@ use std::convert::Infallible;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
 use rustls::{ClientConfig, ServerConfig};
-use swarm_model::{ClusterId, ClusterSpec, ManagerStatus, NodeId, Renewal, validate_cluster};
+use swarm_model::{
+    ClusterId, ClusterSpec, ManagerStatus, NodeId, Renewal, UnlockKey, validate_cluster,
+};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -24,8 +26,9 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::autolock::Keeper;
 use crate::bootstrap::{FIRST_RAFT_ID, Founder, new_swarm};
-use crate::ca::{OwnCertificate, new_root};
+use crate::ca::{CredentialsFile, OwnCertificate, new_root};
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
 use crate::failure::Failure;
@@ -34,7 +37,7 @@ use crate::raft::{
     AddressBook, AloneError, Config as LogConfig, LogError, Node, RaftService, StartError,
     Superseded,
 };
-use crate::serve::{Dialer, Network, bind_socket, serve_local, serve_network};
+use crate::serve::{Dialer, Network, bind_socket, serve_local, serve_locked, serve_network};
 use crate::store::Store;
 use crate::{clock, leader, recovery};
 
@@ -63,17 +66,25 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
 
 /// Runs the manager until `stop`, or until it cannot go on.
 async fn run_until(config: Config, stop: CancellationToken) -> Result<(), Failure> {
-    let opened = tokio::select! {
+    let opening = async {
+        let log = LogConfig {
+            dir: config.state_dir.join("raft"),
+            unlock: unlocked(&config).await?,
+        };
+        let opened = open_log(&config, &log).await?;
+        Ok::<_, Failure>((log, opened))
+    };
+    let (log, opened) = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        opened = open_log(&config) => opened?,
+        opened = opening => opened?,
     };
     // Before a new swarm is made: an address that is taken must not leave one behind.
     let listener = listen(config.listen_address).await?;
     let (store, mut raft) = match opened {
         Some(opened) => opened,
-        None if config.force_new_cluster => force_new_cluster(&config)?,
-        None if config.join.is_some() => join(&config)?,
-        None => found(&config)?,
+        None if config.force_new_cluster => force_new_cluster(&config, &log)?,
+        None if config.join.is_some() => join(&config, &log)?,
+        None => found(&config, &log)?,
     };
     let parts = Parts::new(&config, &store, &mut raft)?;
     let end = CancellationToken::new();
@@ -106,12 +117,21 @@ struct Parts {
     server: watch::Sender<Arc<ServerConfig>>,
     client: watch::Sender<Arc<ClientConfig>>,
     renewal: Renewal,
+    keeper: Keeper,
 }
 
 impl Parts {
     fn new(config: &Config, store: &Store, raft: &mut Node) -> Result<Self, Failure> {
         let raft_id = raft.raft_id();
-        let (self_id, cluster_id, own) = identify(config, store, raft_id)?;
+        let key = raft.kept_key().cloned().ok_or(Failure::Ended("the log"))?;
+        let seal = Some(raft.file_seal().clone());
+        let credentials = CredentialsFile::new(own_path(config), seal, key.is_sealed());
+        let (self_id, cluster_id, own) = identify(config, &credentials, store, raft_id)?;
+        let keeper = Keeper {
+            store: store.clone(),
+            key,
+            credentials,
+        };
         let server = watch::Sender::new(Arc::new(own.server));
         let client = watch::Sender::new(Arc::new(own.client));
         let dialer = Dialer::new(client.subscribe());
@@ -127,6 +147,7 @@ impl Parts {
             server,
             client,
             renewal: own.renewal,
+            keeper,
         })
     }
 }
@@ -149,6 +170,7 @@ async fn serve(
         server,
         client,
         renewal,
+        keeper,
     } = parts;
     let dispatcher = Dispatcher::new(store.clone(), self_id.clone());
     let local = bind_socket(&config.socket)?;
@@ -194,8 +216,13 @@ async fn serve(
     tasks.spawn(async { serving.await.map_err(Failure::Server) });
     let serving = serve_local(local, self_id.clone(), store.clone(), dialer, stop.clone());
     tasks.spawn(async { serving.await.map_err(Failure::Server) });
+    let credentials = keeper.credentials.clone();
+    tasks.spawn(until(stop.clone(), async {
+        keeper.keep().await;
+        Ok(())
+    }));
     tasks.spawn(renew(
-        own_path(config),
+        credentials,
         store.clone(),
         self_id.clone(),
         (server, client),
@@ -279,9 +306,29 @@ fn flatten(ended: Option<Result<Result<(), Failure>, JoinError>>) -> Result<(), 
     }
 }
 
+/// The key that this manager's keys are sealed with on disk, once somebody has given it; none where they
+/// are not sealed. Until then nothing else is done.
+async fn unlocked(config: &Config) -> Result<Option<UnlockKey>, Failure> {
+    let log = LogConfig {
+        dir: config.state_dir.join("raft"),
+        unlock: None,
+    };
+    let sealed = Node::sealed_key(&log).map_err(|error| Failure::Log(error.into()))?;
+    let Some(sealed) = sealed else {
+        return Ok(None);
+    };
+    let listener = bind_socket(&config.socket)?;
+    tracing::warn!("this manager is locked: it waits for `swarmctl swarm unlock`");
+    let served = serve_locked(listener, move |key| sealed.is_opened_by(key)).await;
+    let key = served.map_err(Failure::Server)?;
+    let key = key.ok_or(Failure::Ended("the local server"))?;
+    tracing::info!("this manager was unlocked");
+    Ok(Some(key))
+}
+
 /// The log in the state directory; none where there is none and one may be made. A manager that is
 /// just ending may still have it open.
-async fn open_log(config: &Config) -> Result<Option<(Store, Node)>, Failure> {
+async fn open_log(config: &Config, log: &LogConfig) -> Result<Option<(Store, Node)>, Failure> {
     if config.force_new_cluster {
         // Its log is there, and is to be changed before it is run.
         return Ok(None);
@@ -289,7 +336,7 @@ async fn open_log(config: &Config) -> Result<Option<(Store, Node)>, Failure> {
     let deadline = Instant::now() + LOCK_DEADLINE;
     let mut told = false;
     loop {
-        match Node::open(&log_config(config)) {
+        match Node::open(log) {
             Ok(opened) => return Ok(Some(opened)),
             Err(StartError::Log(LogError::Missing { .. }))
                 if config.bootstrap || config.join.is_some() =>
@@ -311,12 +358,6 @@ async fn open_log(config: &Config) -> Result<Option<(Store, Node)>, Failure> {
     }
 }
 
-fn log_config(config: &Config) -> LogConfig {
-    LogConfig {
-        dir: config.state_dir.join("raft"),
-    }
-}
-
 async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address)
         .await
@@ -328,7 +369,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 /// Makes a new swarm.
-fn found(config: &Config) -> Result<(Store, Node), Failure> {
+fn found(config: &Config, log: &LogConfig) -> Result<(Store, Node), Failure> {
     let node_id = config
         .node_id
         .clone()
@@ -340,7 +381,10 @@ fn found(config: &Config) -> Result<(Store, Node), Failure> {
             .data_path_address
             .unwrap_or_else(|| config.advertise_address.ip()),
     };
-    let mut spec = ClusterSpec::default();
+    let mut spec = ClusterSpec {
+        autolock: config.autolock,
+        ..ClusterSpec::default()
+    };
     if let Some(milliseconds) = config.certificate_expiry_ms {
         spec.certificate_expiry = Duration::from_millis(milliseconds);
     }
@@ -349,15 +393,15 @@ fn found(config: &Config) -> Result<(Store, Node), Failure> {
     let root = new_root(now).map_err(Failure::Root)?;
     let changes = new_swarm(founder, spec, root, now, &mut rand::rng());
     tracing::info!("making a new swarm");
-    Node::bootstrap(&log_config(config), FIRST_RAFT_ID, changes).map_err(Failure::Log)
+    Node::bootstrap(log, FIRST_RAFT_ID, changes).map_err(Failure::Log)
 }
 
 /// Makes this manager the only one of its swarm, and runs its log.
-fn force_new_cluster(config: &Config) -> Result<(Store, Node), Failure> {
+fn force_new_cluster(config: &Config, log: &LogConfig) -> Result<(Store, Node), Failure> {
     let node_id = (config.node_id.as_ref()).ok_or(Failure::Incomplete("a swarm"))?;
     let raft_id = new_raft_id();
     let address = config.advertise_address;
-    let alone = Node::go_on_alone(&log_config(config), raft_id, |state, was| {
+    let alone = Node::go_on_alone(log, raft_id, |state, was| {
         recovery::go_on_alone(state, node_id, (was, raft_id), address, clock::now())
     });
     match alone {
@@ -368,7 +412,7 @@ fn force_new_cluster(config: &Config) -> Result<(Store, Node), Failure> {
         Err(error) => return Err(Failure::Alone(error)),
     }
     tracing::warn!(raft_id, "this manager goes on alone");
-    Node::open(&log_config(config)).map_err(Failure::Log)
+    Node::open(log).map_err(Failure::Log)
 }
 
 /// A number for a new member of Raft: never used again, by chance alone, since there are more numbers
@@ -378,25 +422,26 @@ fn new_raft_id() -> u64 {
 }
 
 /// Makes the log of a new manager of a swarm, which the others will fill.
-fn join(config: &Config) -> Result<(Store, Node), Failure> {
+fn join(config: &Config, log: &LogConfig) -> Result<(Store, Node), Failure> {
     // Without its certificate nobody would talk to it, and no log should be left behind then.
     let node_id = (config.node_id.as_ref()).ok_or(Failure::Incomplete("a swarm"))?;
-    OwnCertificate::load(&own_path(config), node_id, &mut rand::rng())?;
-    Node::join(&log_config(config), new_raft_id()).map_err(Failure::Log)
+    let file = CredentialsFile::new(own_path(config), None, false);
+    OwnCertificate::load(&file, node_id, &mut rand::rng())?;
+    Node::join(log, new_raft_id()).map_err(Failure::Log)
 }
 
 /// Which node of which swarm this is, and its certificate. A new manager's store is empty: there the
 /// certificate that its agent has left says it.
 fn identify(
     config: &Config,
+    file: &CredentialsFile,
     store: &Store,
     raft_id: u64,
 ) -> Result<(NodeId, ClusterId, OwnCertificate), Failure> {
     let Some(cluster) = store.read(|state| state.cluster().cloned()) else {
         let incomplete = Failure::Incomplete("a swarm");
         let node_id = config.node_id.clone().ok_or(incomplete)?;
-        let (own, cluster_id) =
-            OwnCertificate::load(&own_path(config), &node_id, &mut rand::rng())?;
+        let (own, cluster_id) = OwnCertificate::load(file, &node_id, &mut rand::rng())?;
         return Ok((node_id, cluster_id, own));
     };
     let found = store.read(|state| {
@@ -418,15 +463,14 @@ fn identify(
         (None, Some(wanted)) => return Err(Failure::Demoted(wanted.clone())),
         (None, None) => return Err(Failure::Incomplete("this node")),
     };
-    let path = own_path(config);
     let now = clock::now();
-    let own = OwnCertificate::load_or_issue(&path, &cluster, &self_id, now, &mut rand::rng())?;
+    let own = OwnCertificate::load_or_issue(file, &cluster, &self_id, now, &mut rand::rng())?;
     Ok((self_id, cluster.id.clone(), own))
 }
 
 /// Replaces the manager's own certificate whenever that is due. Connections that are open stay.
 async fn renew(
-    path: PathBuf,
+    file: CredentialsFile,
     store: Store,
     self_id: NodeId,
     (server, client): (
@@ -442,7 +486,7 @@ async fn renew(
             () = sleep(renewal.wait(clock::now())) => {}
         }
         if clock::now() >= renewal.due() {
-            match renewed(&path, &store, &self_id) {
+            match renewed(&file, &store, &self_id) {
                 Ok(own) => {
                     renewal = own.renewal;
                     server.send_replace(Arc::new(own.server));
@@ -459,12 +503,16 @@ async fn renew(
     }
 }
 
-fn renewed(path: &Path, store: &Store, self_id: &NodeId) -> Result<OwnCertificate, Failure> {
+fn renewed(
+    file: &CredentialsFile,
+    store: &Store,
+    self_id: &NodeId,
+) -> Result<OwnCertificate, Failure> {
     let cluster = store
         .read(|state| state.cluster().cloned())
         .ok_or(Failure::Incomplete("a swarm"))?;
     Ok(OwnCertificate::load_or_issue(
-        path,
+        file,
         &cluster,
         self_id,
         clock::now(),

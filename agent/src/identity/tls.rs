@@ -9,7 +9,7 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use swarm_model::Secret;
+use swarm_model::{Role, Secret};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -126,6 +126,8 @@ pub(crate) struct Connector {
     config: Arc<ClientConfig>,
     /// When the certificate it shows ends; none where it shows none.
     not_after: Option<SystemTime>,
+    /// The role that the certificate says.
+    role: Option<Role>,
 }
 
 impl Connector {
@@ -135,11 +137,13 @@ impl Connector {
             .map_err(|source| TlsError::Pem("this node's key", source))?;
         let chain = certificates("this node's certificate", &credentials.certificate_pem)?;
         let not_after = chain.first().and_then(|leaf| not_after(leaf));
+        let role = chain.first().and_then(|leaf| role(leaf));
         let config = rooted(&credentials.root_pem)?
             .with_client_auth_cert(chain, key)
             .map_err(|source| TlsError::Rustls("certificate and key of this node", source))?;
         let mut connector = Self::new(config);
         connector.not_after = not_after;
+        connector.role = role;
         Ok(connector)
     }
 
@@ -168,7 +172,13 @@ impl Connector {
         Self {
             config: Arc::new(config),
             not_after: None,
+            role: None,
         }
+    }
+
+    /// The role that the certificate it shows says; none where it shows none.
+    pub(crate) fn role(&self) -> Option<Role> {
+        self.role
     }
 
     /// Opens a channel to the manager at `address` (host:port).
@@ -214,6 +224,13 @@ fn not_after(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+/// The role that a certificate says.
+fn role(certificate: &CertificateDer<'_>) -> Option<Role> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let unit = certificate.subject().iter_organizational_unit().next()?;
+    Role::from_organizational_unit(unit.as_str().ok()?)
 }
 
 fn rooted(

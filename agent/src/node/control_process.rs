@@ -92,6 +92,8 @@ pub(super) struct Bootstrap {
     pub(super) data_path_address: IpAddr,
     /// Life of nodes' certificates; the default where not given.
     pub(super) certificate_expiry: Option<Duration>,
+    /// Whether managers wait for the unlock key when they are restarted.
+    pub(super) autolock: bool,
 }
 
 /// How a process begins.
@@ -217,6 +219,9 @@ impl ControlProcess {
                     command
                         .arg("--certificate-expiry-ms")
                         .arg(expiry.as_millis().to_string());
+                }
+                if bootstrap.autolock {
+                    command.arg("--autolock");
                 }
             }
             Beginning::ForceNewCluster => {

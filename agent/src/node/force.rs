@@ -2,16 +2,17 @@
 
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
+use swarm_api::v1::local_control_client::LocalControlClient;
 use swarm_model::Role;
 
 use super::active::Active;
 use super::control_process::{Beginning, ControlProcess, Running};
 use super::lifecycle::{
-    Agent, LOCAL_REQUEST_TIMEOUT, LifecycleError, SESSION_TIMEOUT, control_channel, data_path,
-    start,
+    Agent, Founded, LOCAL_REQUEST_TIMEOUT, LifecycleError, POLL_INTERVAL, SESSION_TIMEOUT,
+    control_channel, data_path, local_unlock_key, start,
 };
 use super::{address, role};
-use crate::identity::{Credentials, Membership};
+use crate::identity::Membership;
 
 impl Agent {
     /// Makes this node the only manager of its swarm, which keeps everything else. Tasks and the mesh go
@@ -27,13 +28,13 @@ impl Agent {
             return Err(LifecycleError::WorkerCannotForce);
         }
         readdress(&mut membership, &request)?;
-        self.check_no_quorum().await?;
+        let unlock_key = self.check_no_quorum().await?;
         let process = role::process(&self.config, &membership)?;
         if let Some(member) = active.take() {
             member.stop().await;
         }
-        let forced = self.go_on_alone(&process, membership).await;
-        let (membership, credentials, token, running) = match forced {
+        let forced = self.go_on_alone(&process, membership, unlock_key).await;
+        let (founded, running) = match forced {
             Ok(forced) => forced,
             Err(error) => {
                 // As it was: by what is on disk.
@@ -41,11 +42,12 @@ impl Agent {
                 return Err(error);
             }
         };
-        let response = v1::InitResponse {
-            node_id: membership.node_id.to_string(),
-            worker_token: token,
-            manager_address: membership.managers.join(", "),
-        };
+        let response = founded.response();
+        let Founded {
+            membership,
+            credentials,
+            ..
+        } = founded;
         let control = Some((process, running));
         let started =
             Active::start(&self.config, &self.state, membership, &credentials, control).await?;
@@ -59,18 +61,25 @@ impl Agent {
         &self,
         process: &ControlProcess,
         mut membership: Membership,
-    ) -> Result<(Membership, Credentials, String, Running), LifecycleError> {
+        unlock_key: String,
+    ) -> Result<(Founded, Running), LifecycleError> {
         let membership = |cluster_id| {
             membership.cluster_id = cluster_id;
             membership
         };
         let mut running = process.spawn(&Beginning::ForceNewCluster)?;
+        let begin = async {
+            if !unlock_key.is_empty() {
+                self.unlock(unlock_key).await?;
+            }
+            self.found(membership).await
+        };
         let founded = tokio::select! {
-            founded = self.found(membership) => founded,
+            founded = begin => founded,
             end = running.ended() => Err(end.into()),
         };
         match founded {
-            Ok((membership, credentials, token)) => Ok((membership, credentials, token, running)),
+            Ok(founded) => Ok((founded, running)),
             Err(error) => {
                 running.stop().await;
                 Err(error)
@@ -78,23 +87,49 @@ impl Agent {
         }
     }
 
-    /// Refuses while other managers can still be had by asking.
-    async fn check_no_quorum(&self) -> Result<(), LifecycleError> {
+    /// Gives the process that begins the key that it waits for: it had it before, from a person.
+    async fn unlock(&self, unlock_key: String) -> Result<(), LifecycleError> {
+        let socket = self.config.control_socket();
+        let unlock = async {
+            let channel = control_channel(&socket).await;
+            let request = v1::UnlockRequest { unlock_key };
+            let unlocked = LocalControlClient::new(channel.clone())
+                .unlock(request)
+                .await;
+            unlocked.map_err(|status| LifecycleError::LocalControl(Box::new(status)))?;
+            // Until its socket is the usual one, every other call is refused.
+            loop {
+                let channel = control_channel(&socket).await;
+                match local_unlock_key(channel).await {
+                    Ok(_) => return Ok(()),
+                    Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
+                }
+            }
+        };
+        tokio::time::timeout(LOCAL_REQUEST_TIMEOUT, unlock)
+            .await
+            .map_err(|_| LifecycleError::BootstrapTimeout)?
+    }
+
+    /// Refuses while other managers can still be had by asking, and while the manager is locked. Gives
+    /// its unlock key, which is empty without autolock.
+    async fn check_no_quorum(&self) -> Result<String, LifecycleError> {
         let socket = self.config.control_socket();
         let ask = async {
             let channel = control_channel(&socket).await;
+            let unlock_key = local_unlock_key(channel.clone()).await?;
             let list = v1::ListNodesRequest {};
-            ControlClient::new(channel).list_nodes(list).await
+            // Without an answer there is no leader that this manager reaches.
+            let nodes = ControlClient::new(channel).list_nodes(list).await;
+            let nodes = nodes.map_or_else(|_| Vec::new(), |answer| answer.into_inner().nodes);
+            if nodes.iter().filter(|node| node.manager.is_some()).count() > 1 {
+                return Err(LifecycleError::HasQuorum);
+            }
+            Ok(unlock_key)
         };
-        // Without an answer there is no leader that this manager reaches.
-        let Ok(Ok(answer)) = tokio::time::timeout(LOCAL_REQUEST_TIMEOUT, ask).await else {
-            return Ok(());
-        };
-        let nodes = answer.into_inner().nodes;
-        if nodes.iter().filter(|node| node.manager.is_some()).count() > 1 {
-            return Err(LifecycleError::HasQuorum);
-        }
-        Ok(())
+        // A manager that does not run may be what has to be mended.
+        let asked = tokio::time::timeout(LOCAL_REQUEST_TIMEOUT, ask).await;
+        asked.unwrap_or_else(|_| Ok(String::new()))
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 /// A local request is answered from memory, or by one commit.
 pub(super) const LOCAL_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why a request about this host was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +181,7 @@ impl Agent {
             data_path_address,
             certificate_expiry_ms,
             force_new_cluster: _,
+            autolock,
         } = request;
         let certificate_expiry = certificate_expiry(certificate_expiry_ms)?;
         let advertise = address::advertise_address(&advertise_address)?;
@@ -195,6 +196,7 @@ impl Agent {
             node_id: node_id.clone(),
             data_path_address: data_path,
             certificate_expiry,
+            autolock,
         };
         let mut running = process.spawn(&Beginning::Bootstrap(bootstrap))?;
         let membership = |cluster_id| {
@@ -208,7 +210,7 @@ impl Agent {
             founded = self.found(membership) => founded,
             end = running.ended() => Err(end.into()),
         };
-        let (membership, credentials, token) = match founded {
+        let founded = match founded {
             Ok(founded) => founded,
             Err(error) => {
                 running.stop().await;
@@ -216,15 +218,16 @@ impl Agent {
                 return Err(error);
             }
         };
-        let node_id = membership.node_id.to_string();
+        let response = founded.response();
+        let Founded {
+            membership,
+            credentials,
+            ..
+        } = founded;
         let control = Some((process, running));
         self.activate(&mut active, membership, &credentials, control)
             .await?;
-        Ok(v1::InitResponse {
-            node_id,
-            worker_token: token,
-            manager_address: advertise.to_string(),
-        })
+        Ok(response)
     }
 
     /// Waits for the manager that has just begun, and gets this node's certificate from it. `membership`
@@ -232,31 +235,25 @@ impl Agent {
     pub(super) async fn found(
         &self,
         membership: impl FnOnce(ClusterId) -> Membership,
-    ) -> Result<(Membership, Credentials, String), LifecycleError> {
+    ) -> Result<Founded, LifecycleError> {
         let socket = self.config.control_socket();
-        let channel = tokio::time::timeout(BOOTSTRAP_TIMEOUT, control_channel(&socket))
-            .await
-            .map_err(|_| LifecycleError::BootstrapTimeout)?;
         let key = KeyRequest::new()?;
-        let request = v1::IssueManagerCertificateRequest { csr: key.csr_der };
-        let mut client = LocalControlClient::new(channel.clone());
-        let issue = client.issue_manager_certificate(request);
-        let issued = tokio::time::timeout(BOOTSTRAP_TIMEOUT, issue)
+        let issue = issue(&socket, &key.csr_der);
+        let (channel, issued) = tokio::time::timeout(BOOTSTRAP_TIMEOUT, issue)
             .await
-            .map_err(|_| LifecycleError::BootstrapTimeout)?
-            .map_err(|status| LifecycleError::LocalControl(Box::new(status)))?
-            .into_inner();
+            .map_err(|_| LifecycleError::BootstrapTimeout)??;
         let mut request = tonic::Request::new(v1::GetJoinTokenRequest {
             role: v1::Role::Worker.into(),
             rotate: false,
         });
         request.set_timeout(LOCAL_REQUEST_TIMEOUT);
-        let token = ControlClient::new(channel)
+        let worker_token = ControlClient::new(channel.clone())
             .get_join_token(request)
             .await
             .map_err(|status| LifecycleError::LocalControl(Box::new(status)))?
             .into_inner()
             .token;
+        let unlock_key = local_unlock_key(channel).await?;
         let cluster_id = issued
             .cluster_id
             .parse()
@@ -268,7 +265,12 @@ impl Agent {
             root_pem: issued.root_ca_pem,
         };
         self.state.save(&membership, &credentials)?;
-        Ok((membership, credentials, token))
+        Ok(Founded {
+            membership,
+            credentials,
+            worker_token,
+            unlock_key,
+        })
     }
 
     /// Joins a swarm.
@@ -460,6 +462,64 @@ impl Agent {
             active.stop().await;
         }
     }
+}
+
+/// What a manager that has just begun has given this node.
+pub(super) struct Founded {
+    pub(super) membership: Membership,
+    pub(super) credentials: Credentials,
+    worker_token: String,
+    unlock_key: String,
+}
+
+impl Founded {
+    /// What a person is told of it.
+    pub(super) fn response(&self) -> v1::InitResponse {
+        v1::InitResponse {
+            node_id: self.membership.node_id.to_string(),
+            worker_token: self.worker_token.clone(),
+            manager_address: self.membership.managers.join(", "),
+            unlock_key: self.unlock_key.clone(),
+        }
+    }
+}
+
+/// Gets a certificate from the manager on `socket`, as soon as it answers; and the connection to it. A
+/// manager that was just unlocked opens its socket a second time.
+async fn issue(
+    socket: &Path,
+    csr: &[u8],
+) -> Result<(Channel, v1::IssueManagerCertificateResponse), LifecycleError> {
+    loop {
+        let channel = control_channel(socket).await;
+        let request = v1::IssueManagerCertificateRequest { csr: csr.to_vec() };
+        let mut client = LocalControlClient::new(channel.clone());
+        match client.issue_manager_certificate(request).await {
+            Ok(issued) => return Ok((channel, issued.into_inner())),
+            Err(status) if is_gone(&status) => tokio::time::sleep(POLL_INTERVAL).await,
+            Err(status) => return Err(LifecycleError::LocalControl(Box::new(status))),
+        }
+    }
+}
+
+/// Whether the connection broke, rather than that the manager answered.
+fn is_gone(status: &tonic::Status) -> bool {
+    matches!(
+        status.code(),
+        tonic::Code::Unavailable | tonic::Code::Unknown
+    )
+}
+
+/// The unlock key as the manager behind `channel` knows it; empty without autolock.
+pub(super) async fn local_unlock_key(channel: Channel) -> Result<String, LifecycleError> {
+    let mut request = tonic::Request::new(v1::GetLocalUnlockKeyRequest {});
+    request.set_timeout(LOCAL_REQUEST_TIMEOUT);
+    let mut client = LocalControlClient::new(channel);
+    let answer = client.get_local_unlock_key(request);
+    let answer = answer
+        .await
+        .map_err(|status| LifecycleError::LocalControl(Box::new(status)))?;
+    Ok(answer.into_inner().unlock_key)
 }
 
 /// Starts what `state` says, if this node is in a swarm.

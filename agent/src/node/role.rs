@@ -10,7 +10,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use swarm_model::Role;
 use tokio::sync::{Notify, watch};
@@ -25,6 +25,9 @@ use crate::session::Report;
 
 /// Time for a certificate of another role; then it is asked for again.
 const RENEWAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How soon a worker's certificate in place of a manager's is asked for again: as often as managers sign.
+const SHED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Pause after a change of role that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
@@ -80,6 +83,7 @@ impl RoleKeeper {
     /// Follows the report until `stop`; then ends swarm-control.
     pub(super) async fn run(mut self) {
         let stop = self.stop.clone();
+        let mut last_shed: Option<Instant> = None;
         loop {
             self.keep_managers();
             let told = self.report.borrow_and_update().role;
@@ -100,15 +104,29 @@ impl RoleKeeper {
                     }
                 }
             }
+            let says_too_much = self.says_too_much();
+            if says_too_much && last_shed.is_none_or(|at| at.elapsed() >= SHED_INTERVAL) {
+                last_shed = Some(Instant::now());
+                self.renew.notify_one();
+            }
             tokio::select! {
                 changed = self.report.changed() => if changed.is_err() { break },
                 () = tokio::time::sleep(RETRY_INTERVAL), if failed => {}
+                () = tokio::time::sleep(SHED_INTERVAL), if says_too_much => {}
                 () = stop.cancelled() => break,
             }
         }
         if let Some(control) = self.control.take() {
             control.end().await;
         }
+    }
+
+    /// Whether this program's certificate is a manager's though the manager beside it has its own: it lies
+    /// in the clear, and is to be replaced by a worker's.
+    fn says_too_much(&self) -> bool {
+        let membership = self.membership.borrow();
+        let report = self.report.borrow();
+        is_manager_certificate_needless(&membership, &report, self.connector.borrow().role())
     }
 
     fn keep_managers(&mut self) {
@@ -176,6 +194,20 @@ impl RoleKeeper {
     }
 }
 
+/// Whether the node's certificate, which says `certified`, has served as a manager's: the manager on the
+/// node is one of those that the swarm names.
+fn is_manager_certificate_needless(
+    membership: &Membership,
+    report: &Report,
+    certified: Option<Role>,
+) -> bool {
+    let own = addresses(membership).1.to_string();
+    membership.role == Role::Manager
+        && certified == Some(Role::Manager)
+        && report.connected
+        && report.managers.contains(&own)
+}
+
 /// The manager process of a node that is in a swarm with others.
 pub(super) fn process(
     config: &Config,
@@ -195,4 +227,49 @@ pub(super) fn addresses(membership: &Membership) -> (SocketAddr, SocketAddr) {
         advertise.port(),
     ));
     (listen, advertise)
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_model::{ClusterId, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_managers_certificate_is_given_back_once_its_manager_is_one_of_them() {
+        let mut rng = rand::rng();
+        let managers = vec!["192.0.2.1:2377".to_owned(), "192.0.2.2:2377".to_owned()];
+        let mut membership = Membership::new(
+            NodeId::random(&mut rng),
+            ClusterId::random(&mut rng),
+            Role::Manager,
+            managers.clone(),
+            [192, 0, 2, 2].into(),
+        );
+        let mut report = Report {
+            connected: true,
+            managers: managers[..1].to_vec(),
+            ..Report::default()
+        };
+        let needless = is_manager_certificate_needless;
+        assert!(
+            !needless(&membership, &report, Some(Role::Manager)),
+            "not one of them yet"
+        );
+        report.managers = managers;
+        assert!(needless(&membership, &report, Some(Role::Manager)));
+        assert!(!needless(&membership, &report, Some(Role::Worker)));
+        assert!(!needless(&membership, &report, None));
+        report.connected = false;
+        assert!(
+            !needless(&membership, &report, Some(Role::Manager)),
+            "nobody to ask"
+        );
+        report.connected = true;
+        membership.role = Role::Worker;
+        assert!(
+            !needless(&membership, &report, Some(Role::Manager)),
+            "the change of role does it"
+        );
+    }
 }

@@ -19,9 +19,12 @@ macro_rules! redacted {
 redacted!(
     Cluster,
     GetJoinTokenResponse,
+    GetLocalUnlockKeyResponse,
+    GetUnlockKeyResponse,
     InitResponse,
     IssueNodeCertificateRequest,
     JoinRequest,
+    UnlockRequest,
 );
 
 #[cfg(test)]
@@ -35,6 +38,7 @@ mod tests {
             root_key_pem: precious(),
             worker_secret: precious(),
             manager_secret: precious(),
+            unlock_key: precious(),
             ..v1::Cluster::default()
         };
         let object = v1::Object {
@@ -52,6 +56,7 @@ mod tests {
         };
         let init = v1::InitResponse {
             worker_token: precious(),
+            unlock_key: precious(),
             ..v1::InitResponse::default()
         };
         let join = v1::JoinRequest {
@@ -62,7 +67,15 @@ mod tests {
             token: precious(),
             csr: Vec::new(),
         };
-        let printed = format!("{cluster:?} {batch:?} {token:?} {init:?} {join:?} {issue:?}");
+        let unlock_key = precious();
+        let unlock = v1::UnlockRequest { unlock_key };
+        let unlock_key = precious();
+        let key = v1::GetUnlockKeyResponse { unlock_key };
+        let unlock_key = precious();
+        let local = v1::GetLocalUnlockKeyResponse { unlock_key };
+        let printed = format!(
+            "{cluster:?} {batch:?} {token:?} {init:?} {join:?} {issue:?} {unlock:?} {key:?} {local:?}"
+        );
         assert!(!printed.contains("precious"), "{printed}");
     }
 }

@@ -20,6 +20,7 @@ mod spec;
 mod task;
 mod time;
 mod token;
+mod unlock_key;
 mod validate;
 mod validate_network;
 mod validate_node;
@@ -36,8 +37,8 @@ pub use network::{
     Attachment, EndpointMode, Network, NetworkAttachmentSpec, NetworkCursor, NetworkSpec, Vip, Vni,
 };
 pub use object::{
-    Availability, Cluster, Endpoint, ManagerStatus, Meta, Node, NodeDescription, NodeProblem,
-    NodeState, NodeStatus, Platform, Role, Service, Task,
+    Availability, Cluster, Endpoint, ManagerLock, ManagerStatus, Meta, Node, NodeDescription,
+    NodeProblem, NodeState, NodeStatus, Platform, Role, Service, Task,
 };
 pub use port::{
     InvalidPort, MAX_AFFINITY, MAX_PORT_LIST_LEN, PortConfig, Protocol, PublishMode, RoutingPolicy,
@@ -51,6 +52,7 @@ pub use spec::{
 pub use task::{DesiredState, TaskState, TaskStatus};
 pub use time::Timestamp;
 pub use token::{InvalidToken, JOIN_SECRET_LEN, JoinToken};
+pub use unlock_key::{InvalidUnlockKey, UNLOCK_KEY_BYTES, UnlockKey};
 pub use validate::{InvalidSpec, MAX_NAME_LEN, MAX_REPLICAS, validate_service};
 pub use validate_network::{InvalidNetwork, RESERVED_NETWORK_NAMES, validate_network};
 pub use validate_node::{InvalidNode, validate_node};

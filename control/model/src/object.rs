@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Attachment, ClusterId, ClusterSpec, DesiredState, NetworkCursor, NodeId, NodeSpec, PortConfig,
-    Secret, ServiceId, ServiceSpec, TaskId, TaskSpec, TaskStatus, Timestamp, Vip,
+    Secret, ServiceId, ServiceSpec, TaskId, TaskSpec, TaskStatus, Timestamp, UnlockKey, Vip,
 };
 
 /// What every object carries.
@@ -44,6 +44,18 @@ pub struct Cluster {
     /// How often one manager has gone on alone after the quorum was lost. Managers of an earlier epoch
     /// count no more.
     pub epoch: u64,
+    /// What managers' keys are sealed with where they are kept.
+    pub lock: ManagerLock,
+}
+
+/// What managers' keys are sealed with where they are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ManagerLock {
+    /// Counts the changes of the key, so that a manager that learns of them again, after a restart, does
+    /// not go back.
+    pub version: u64,
+    /// None where they are kept in the clear.
+    pub key: Option<UnlockKey>,
 }
 
 impl std::fmt::Debug for Cluster {

@@ -226,6 +226,8 @@ pub struct ClusterSpec {
     pub down_after: Duration,
     /// Life of a node's certificate.
     pub certificate_expiry: Duration,
+    /// Whether a manager that is restarted waits for the unlock key.
+    pub autolock: bool,
 }
 
 impl Default for ClusterSpec {
@@ -238,6 +240,7 @@ impl Default for ClusterSpec {
             suspect_after: Duration::from_millis(1500),
             down_after: Duration::from_secs(10),
             certificate_expiry: Duration::from_secs(90 * 24 * 3600),
+            autolock: false,
         }
     }
 }

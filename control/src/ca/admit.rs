@@ -56,6 +56,7 @@ mod tests {
             manager_secret: "m".repeat(25).into(),
             networks_made: swarm_model::NetworkCursor::default(),
             epoch: 0,
+            lock: swarm_model::ManagerLock::default(),
         };
         let token = |root: &str, secret: &str| JoinToken::new(root, secret).to_string();
         for (text, expected) in [

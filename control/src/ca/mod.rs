@@ -19,5 +19,5 @@ mod subject;
 pub(crate) use admit::{Refused, admit};
 pub(crate) use creds::{client_config, server_config};
 pub(crate) use issue::{Authority, IssueError, RootCa, Term, new_root};
-pub(crate) use own::{OwnCertificate, OwnCertificateError};
+pub(crate) use own::{CredentialsFile, OwnCertificate, OwnCertificateError};
 pub(crate) use subject::{Subject, validity};

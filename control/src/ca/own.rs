@@ -4,7 +4,8 @@
 
 use std::fs;
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rand::Rng;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -12,8 +13,10 @@ use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use swarm_model::{Cluster, ClusterId, NodeId, Renewal, Role, Timestamp};
+use zeroize::Zeroizing;
 
 use crate::private_file;
+use crate::seal::Seal;
 
 use super::creds::CredentialsError;
 use super::subject::{SubjectError, validity};
@@ -56,6 +59,72 @@ pub(crate) enum OwnCertificateError {
     },
 }
 
+/// What a credentials file begins with that is sealed.
+const SEALED_HEADER: &[u8] = b"swarm sealed 1\n";
+
+/// The file with the manager's own key and certificate. With autolock it is sealed with the log's key.
+/// Copies are of the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct CredentialsFile {
+    path: PathBuf,
+    /// None before there is a log.
+    seal: Option<Seal>,
+    /// Whether it is to be sealed. Held while it is written.
+    sealed: Arc<Mutex<bool>>,
+}
+
+impl CredentialsFile {
+    /// The file `path`, to be sealed with `seal` if `sealed`.
+    pub(crate) fn new(path: PathBuf, seal: Option<Seal>, sealed: bool) -> Self {
+        Self {
+            path,
+            seal,
+            sealed: Arc::new(Mutex::new(sealed)),
+        }
+    }
+
+    /// Brings the file to how it is to be kept from now on, if it is not kept so. On disk when this
+    /// returns. A file that cannot be read is left alone: another certificate will be made.
+    pub(crate) fn keep_sealed(&self, sealed: bool) -> io::Result<()> {
+        let mut now = self.sealed();
+        *now = sealed;
+        match self.read() {
+            Some((pem, was)) if was != sealed => self.write(&pem, sealed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Its text, and whether it was sealed; none when it is not there or cannot be read, which a new
+    /// certificate mends.
+    fn read(&self) -> Option<(Zeroizing<String>, bool)> {
+        let mut bytes = Zeroizing::new(Vec::new());
+        let file = fs::File::open(&self.path).ok()?;
+        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
+        let text = |bytes: &[u8]| Some(Zeroizing::new(std::str::from_utf8(bytes).ok()?.to_owned()));
+        match bytes.strip_prefix(SEALED_HEADER) {
+            None => Some((text(&bytes)?, false)),
+            Some(sealed) => {
+                let opened = self.seal.as_ref()?.open(SEALED_HEADER, sealed).ok()?;
+                Some((text(&opened)?, true))
+            }
+        }
+    }
+
+    fn write(&self, pem: &str, sealed: bool) -> io::Result<()> {
+        match &self.seal {
+            Some(seal) if sealed => {
+                let sealed = seal.seal(SEALED_HEADER, pem.as_bytes().to_vec());
+                private_file::replace(&self.path, &[SEALED_HEADER, &sealed].concat())
+            }
+            _ => private_file::replace(&self.path, pem.as_bytes()),
+        }
+    }
+
+    fn sealed(&self) -> MutexGuard<'_, bool> {
+        self.sealed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A certificate in use.
 pub(crate) struct OwnCertificate {
     /// What the listener serves.
@@ -67,11 +136,11 @@ pub(crate) struct OwnCertificate {
 }
 
 impl OwnCertificate {
-    /// The certificate of manager `node_id` from the file `path`, or a new one, written there, when
+    /// The certificate of manager `node_id` from `file`, or a new one, written there, when
     /// the file is missing, damaged, of another swarm or node, or due to be replaced, for which `rng`
     /// draws a moment. Reads and writes a small file.
     pub(crate) fn load_or_issue(
-        path: &Path,
+        file: &CredentialsFile,
         cluster: &Cluster,
         node_id: &NodeId,
         now: Timestamp,
@@ -83,8 +152,9 @@ impl OwnCertificate {
             cluster_id: cluster.id.clone(),
         };
         let root_pem = &cluster.root_ca_pem;
-        if let Some(kept) =
-            read(path).and_then(|pem| Self::from_pem(&pem, root_pem, &subject, rng).ok())
+        if let Some(kept) = file
+            .read()
+            .and_then(|(pem, _)| Self::from_pem(&pem, root_pem, &subject, rng).ok())
             && now < kept.renewal.due()
         {
             return Ok(kept);
@@ -99,26 +169,26 @@ impl OwnCertificate {
             life: cluster.spec.certificate_expiry,
         };
         let chain = Authority::new(cluster)?.issue(request.der(), &subject, term, rng)?;
-        let pem = key.serialize_pem() + &chain;
+        let pem = Zeroizing::new(key.serialize_pem() + &chain);
         let own = Self::from_pem(&pem, root_pem, &subject, rng)?;
-        private_file::replace(path, pem.as_bytes()).map_err(|source| {
-            OwnCertificateError::Write {
-                path: path.to_owned(),
-                source,
-            }
+        let sealed = file.sealed();
+        let written = file.write(&pem, *sealed);
+        written.map_err(|source| OwnCertificateError::Write {
+            path: file.path.clone(),
+            source,
         })?;
         Ok(own)
     }
 
-    /// The certificate of manager `node_id` that its agent has left in the file `path`, for a manager
+    /// The certificate of manager `node_id` that its agent has left in `file`, for a manager
     /// whose store has no root yet; and the swarm that it is of. Reads a small file.
     pub(crate) fn load(
-        path: &Path,
+        file: &CredentialsFile,
         node_id: &NodeId,
         rng: &mut impl Rng,
     ) -> Result<(Self, ClusterId), OwnCertificateError> {
-        let absent = || OwnCertificateError::Absent(path.to_owned());
-        let pem = read(path).ok_or_else(absent)?;
+        let absent = || OwnCertificateError::Absent(file.path.clone());
+        let (pem, _) = file.read().ok_or_else(absent)?;
         // The chain ends in the root.
         let root = pem
             .rfind("-----BEGIN CERTIFICATE-----")
@@ -155,17 +225,10 @@ impl OwnCertificate {
     }
 }
 
-/// The file's text; none when it is not there or cannot be read, which a new certificate mends.
-fn read(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    let file = fs::File::open(path).ok()?;
-    file.take(MAX_FILE_BYTES).read_to_string(&mut text).ok()?;
-    Some(text)
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
     use std::time::Duration;
 
     use rand::SeedableRng as _;
@@ -190,6 +253,7 @@ mod tests {
             manager_secret: String::new().into(),
             networks_made: swarm_model::NetworkCursor::default(),
             epoch: 0,
+            lock: swarm_model::ManagerLock::default(),
         }
     }
 
@@ -199,9 +263,10 @@ mod tests {
         let path = directory.path().join("tls/manager.pem");
         let (cluster, node_id) = (cluster(), NodeId::random(&mut rand::rng()));
         let mut rng = StdRng::seed_from_u64(1);
+        let file = CredentialsFile::new(path.clone(), None, false);
         let mut file_after = |cluster: &Cluster, node_id: &NodeId, now: Timestamp| {
             let own =
-                OwnCertificate::load_or_issue(&path, cluster, node_id, now, &mut rng).unwrap();
+                OwnCertificate::load_or_issue(&file, cluster, node_id, now, &mut rng).unwrap();
             assert!(own.renewal.due() > now);
             fs::read_to_string(&path).unwrap()
         };
@@ -229,5 +294,44 @@ mod tests {
             + &of_other_cluster[of_other_cluster.find("-----BEGIN CERT").unwrap()..];
         fs::write(&path, &mixed).unwrap();
         assert_ne!(file_after(&other_cluster, &other_node, NOW), mixed);
+    }
+
+    #[test]
+    fn it_is_sealed_and_opened_as_the_lock_wants() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tls/manager.pem");
+        let (cluster, node_id) = (cluster(), NodeId::random(&mut rand::rng()));
+        let seal = Seal::new(&[1; 32], b"test");
+        let file = |sealed| CredentialsFile::new(path.clone(), Some(seal.clone()), sealed);
+        let issue = |file: &CredentialsFile, now| {
+            let mut rng = StdRng::seed_from_u64(1);
+            OwnCertificate::load_or_issue(file, &cluster, &node_id, now, &mut rng).unwrap();
+            let (pem, _) = file.read().unwrap();
+            pem
+        };
+        let is_clear = || {
+            let bytes = fs::read(&path).unwrap();
+            bytes.windows(7).any(|word| word == b"PRIVATE")
+        };
+        let kept = file(false);
+        let first = issue(&kept, NOW);
+        assert!(is_clear());
+        kept.keep_sealed(true).unwrap();
+        assert!(!is_clear());
+        assert_eq!(issue(&kept, NOW), first, "the same certificate");
+        assert_eq!(issue(&file(true), NOW), first, "after a restart");
+        // The next one too.
+        let next = issue(&kept, NOW.after(80 * DAY));
+        assert!(next != first && !is_clear());
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        kept.keep_sealed(false).unwrap();
+        assert!(is_clear());
+        assert_eq!(issue(&kept, NOW.after(80 * DAY)), next);
+        // Without its key there is another certificate, and nothing worse.
+        kept.keep_sealed(true).unwrap();
+        let other = CredentialsFile::new(path.clone(), Some(Seal::new(&[2; 32], b"test")), true);
+        assert!(other.read().is_none());
+        assert_ne!(issue(&other, NOW.after(80 * DAY)), next);
     }
 }

@@ -53,6 +53,7 @@ impl Scenario {
             manager_secret: String::new().into(),
             networks_made: swarm_model::NetworkCursor::default(),
             epoch: 0,
+            lock: swarm_model::ManagerLock::default(),
         };
         scenario.put(cluster);
         scenario

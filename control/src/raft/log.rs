@@ -9,14 +9,17 @@ use prost::Message;
 use raft::eraftpb::{Entry, HardState};
 use redb::{Database, DatabaseError, ReadableDatabase as _, TableDefinition};
 use redb::{ReadOnlyTable, ReadTransaction, Table, TableError, WriteTransaction};
+use swarm_model::UnlockKey;
 
 use super::core::Write;
 use super::error::Damage;
+use super::key_file::{self, KeptKey, KeyFile, SealedKey};
 use super::record::{
     EntryRecord, HardStateRecord, IdentityRecord, PositionRecord, RecordError, SnapshotRecord,
     read_clear,
 };
 use super::sealer::Sealer;
+use crate::seal::Seal;
 
 /// The file's name within its directory.
 const FILE_NAME: &str = "raft.redb";
@@ -86,6 +89,12 @@ pub(crate) enum LogError {
         /// The key's file.
         path: PathBuf,
     },
+    /// Autolock is on, and nobody has given the unlock key.
+    #[error("{path} is sealed: unlock this manager with `swarmctl swarm unlock`")]
+    NeedsUnlock {
+        /// The key's file.
+        path: PathBuf,
+    },
     /// It is not what was written.
     #[error(
         "{path} is damaged: put back a copy of it, or leave the swarm by force and join it again \
@@ -117,6 +126,8 @@ pub(super) struct Log {
     path: PathBuf,
     database: Database,
     sealer: Sealer,
+    /// None on a medium that is no file.
+    kept: Option<KeptKey>,
 }
 
 /// Everything a log held when it was opened.
@@ -133,8 +144,9 @@ pub(super) struct Recovered {
 
 impl Log {
     /// Opens the file in `dir`, which is made where it is missing, for its owner only: the log
-    /// holds the swarm's keys. Makes an empty file where there is none, and a key for it.
-    pub(super) fn open_or_create(dir: &Path) -> Result<Self, LogError> {
+    /// holds the swarm's keys. Makes an empty file where there is none, and a key for it. `unlock` opens
+    /// a key that is sealed.
+    pub(super) fn open_or_create(dir: &Path, unlock: Option<&UnlockKey>) -> Result<Self, LogError> {
         let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         created.map_err(|source| cannot("make", dir, source))?;
         let path = dir.join(FILE_NAME);
@@ -155,22 +167,46 @@ impl Log {
         synced.map_err(|source| cannot("write", dir, source))?;
         let format = format(&database).map_err(|source| read_error(&path, source))?;
         let key_path = dir.join(KEY_FILE_NAME);
-        let sealer = match Sealer::load(&key_path) {
-            Ok(Some(sealer)) => sealer,
+        let kept = match key_file::read(&key_path) {
+            Ok(Some(KeyFile::Open(kept))) => kept,
+            Ok(Some(KeyFile::Sealed(sealed))) => {
+                let kept = unlock.and_then(|unlock| sealed.open(unlock));
+                kept.ok_or(LogError::NeedsUnlock { path: key_path })?
+            }
             Ok(None) if format.is_none_or(|format| format <= CLEAR_FORMAT) => {
-                Sealer::create(&key_path).map_err(|source| cannot("write", &key_path, source))?
+                KeptKey::create(&key_path).map_err(|source| cannot("write", &key_path, source))?
             }
             Ok(None) => return Err(LogError::NoKey { path: key_path }),
             Err(source) => return Err(classify("read", &key_path, source.into())),
         };
-        Self::with_sealer(path, database, sealer)
+        Self::with_sealer(path, database, Sealer::new(kept.key()), Some(kept))
+    }
+
+    /// The log's key in `dir`, if it is sealed.
+    pub(super) fn sealed_key(dir: &Path) -> Result<Option<SealedKey>, LogError> {
+        let path = dir.join(KEY_FILE_NAME);
+        match key_file::read(&path) {
+            Ok(Some(KeyFile::Sealed(sealed))) => Ok(Some(sealed)),
+            Ok(_) => Ok(None),
+            Err(source) => Err(classify("read", &path, source.into())),
+        }
+    }
+
+    /// How the log's key is kept.
+    pub(super) fn kept_key(&self) -> Option<&KeptKey> {
+        self.kept.as_ref()
+    }
+
+    /// What seals this manager's other files.
+    pub(super) fn file_seal(&self) -> &Seal {
+        self.sealer.files()
     }
 
     /// Opens the file in `dir`; refuses where there is none.
-    pub(super) fn open(dir: &Path) -> Result<Self, LogError> {
+    pub(super) fn open(dir: &Path, unlock: Option<&UnlockKey>) -> Result<Self, LogError> {
         let path = dir.join(FILE_NAME);
         match path.try_exists() {
-            Ok(true) => Self::open_or_create(dir),
+            Ok(true) => Self::open_or_create(dir, unlock),
             Ok(false) => Err(LogError::Missing { path }),
             Err(source) => Err(cannot("open", &path, source)),
         }
@@ -182,15 +218,21 @@ impl Log {
         let database = Database::builder()
             .create_with_backend(backend)
             .map_err(|source| open_error(&path, source))?;
-        Self::with_sealer(path, database, Sealer::without_secret())
+        Self::with_sealer(path, database, Sealer::without_secret(), None)
     }
 
     /// Brings what an older version wrote to this version's format.
-    fn with_sealer(path: PathBuf, database: Database, sealer: Sealer) -> Result<Self, LogError> {
+    fn with_sealer(
+        path: PathBuf,
+        database: Database,
+        sealer: Sealer,
+        kept: Option<KeptKey>,
+    ) -> Result<Self, LogError> {
         let log = Self {
             path,
             database,
             sealer,
+            kept,
         };
         if log.format()? == Some(CLEAR_FORMAT) {
             log.seal_all()?;

@@ -8,7 +8,7 @@
 //! * [`core`]: a pure driver over raft-rs. Ticks, proposals and messages go in; what to
 //!   write, to send and to apply comes out. No clock, no disk, no tasks.
 //! * `log`: the disk. What one step of Raft writes is one atomic redb transaction.
-//! * `sealer`: what is on disk is sealed with a key of this manager's own.
+//! * `sealer`: what is on disk is sealed with a key of this manager's own; `key_file`: that key.
 //! * `cache`: the log as raft-rs reads it, in memory.
 //! * `member`: core, log and state together, one synchronous step at a time.
 //! * `alone`: what is left of a log whose other members are lost.
@@ -32,6 +32,7 @@ mod alone;
 mod cache;
 mod core;
 mod error;
+mod key_file;
 mod log;
 mod member;
 mod node;
@@ -47,6 +48,7 @@ mod wire;
 mod tests;
 
 pub(crate) use error::{AloneError, NodeError, StartError};
+pub(crate) use key_file::KeptKey;
 pub(crate) use log::LogError;
 pub(crate) use node::{Config, Node};
 pub(crate) use serve::RaftService;

@@ -12,15 +12,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use raft::eraftpb::Message;
+use swarm_model::UnlockKey;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::alone::go_on_alone;
 use super::error::{AloneError, NodeError, StartError};
-use super::log::Log;
+use super::key_file::{KeptKey, SealedKey};
+use super::log::{Log, LogError};
 use super::member::{Encoded, Member, SNAPSHOT_INTERVAL, bootstrap};
 use super::serve::RaftService;
 use super::transport::{AddressBook, Superseded, Transport};
+use crate::seal::Seal;
 use crate::serve::Dialer;
 use crate::store::{
     Backend, Change, Leadership, Proposal, ProposeError, Replica, State, Store, Unavailable,
@@ -48,6 +51,8 @@ const ROOM_TRIES: u32 = 200;
 pub(crate) struct Config {
     /// Its directory; made, for its owner only, where it is missing.
     pub(crate) dir: PathBuf,
+    /// Opens its key, if that is sealed.
+    pub(crate) unlock: Option<UnlockKey>,
 }
 
 /// A running member of Raft. Dropping it stops it.
@@ -58,6 +63,8 @@ pub(crate) struct Node {
     stop: Arc<AtomicBool>,
     ended: oneshot::Receiver<Result<(), NodeError>>,
     outgoing: Option<mpsc::Receiver<Message>>,
+    kept_key: Option<KeptKey>,
+    file_seal: Seal,
 }
 
 enum Input {
@@ -84,7 +91,7 @@ impl Node {
         raft_id: u64,
         initial: Vec<Change>,
     ) -> Result<(Store, Self), StartError> {
-        let log = Log::open_or_create(&config.dir)?;
+        let log = Log::open_or_create(&config.dir, config.unlock.as_ref())?;
         bootstrap(&log, raft_id, initial)?;
         Self::start(log)
     }
@@ -95,7 +102,7 @@ impl Node {
     /// # Errors
     /// [`super::LogError::Exists`] where there is a log; nothing is changed then.
     pub(crate) fn join(config: &Config, raft_id: u64) -> Result<(Store, Self), StartError> {
-        let log = Log::open_or_create(&config.dir)?;
+        let log = Log::open_or_create(&config.dir, config.unlock.as_ref())?;
         log.join(raft_id)?;
         Self::start(log)
     }
@@ -108,7 +115,7 @@ impl Node {
     /// [`super::LogError::Missing`] where there is no log, [`super::LogError::Locked`] while
     /// another process has it open.
     pub(crate) fn open(config: &Config) -> Result<(Store, Self), StartError> {
-        Self::start(Log::open(&config.dir)?)
+        Self::start(Log::open(&config.dir, config.unlock.as_ref())?)
     }
 
     /// Makes the member whose log is in `config.dir` its only one, as `raft_id`, with everything that
@@ -122,10 +129,15 @@ impl Node {
         raft_id: u64,
         decide: impl FnOnce(&State, u64) -> Result<Vec<Change>, E>,
     ) -> Result<(), AloneError<E>> {
-        go_on_alone(&Log::open(&config.dir)?, raft_id, decide)
+        go_on_alone(
+            &Log::open(&config.dir, config.unlock.as_ref())?,
+            raft_id,
+            decide,
+        )
     }
 
     fn start(log: Log) -> Result<(Store, Self), StartError> {
+        let (kept_key, file_seal) = (log.kept_key().cloned(), log.file_seal().clone());
         let recovered = log.recover()?;
         let raft_id = recovered.raft_id;
         let replica = Arc::new(Replica::default());
@@ -163,8 +175,25 @@ impl Node {
             stop,
             ended,
             outgoing: Some(outgoing),
+            kept_key,
+            file_seal,
         };
         Ok((Store::new(replica, Arc::new(backend)), node))
+    }
+
+    /// The log's key in `config.dir`, if it is sealed.
+    pub(crate) fn sealed_key(config: &Config) -> Result<Option<SealedKey>, LogError> {
+        Log::sealed_key(&config.dir)
+    }
+
+    /// How the log's key is kept; none where it is not in a file.
+    pub(crate) fn kept_key(&self) -> Option<&KeptKey> {
+        self.kept_key.as_ref()
+    }
+
+    /// What seals this manager's other files.
+    pub(crate) fn file_seal(&self) -> &Seal {
+        &self.file_seal
     }
 
     /// This member's number in Raft.

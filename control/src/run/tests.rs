@@ -54,6 +54,7 @@ impl Manager {
             advertise_address: address,
             bootstrap: remote.is_none(),
             force_new_cluster: false,
+            autolock: false,
             join: remote,
             node_id: Some(node_id),
             data_path_address: None,
@@ -252,6 +253,68 @@ impl Manager {
             *token = control.get_join_token(get).await?.into_inner().token;
         }
         Ok((cluster, tokens))
+    }
+
+    async fn set_autolock(&self, autolock: bool) {
+        let mut control = ControlClient::new(self.local());
+        let get = v1::GetClusterRequest {};
+        let cluster = control.get_cluster(get).await.unwrap().into_inner();
+        let spec = v1::ClusterSpec {
+            autolock,
+            ..cluster.spec.unwrap()
+        };
+        let update = v1::UpdateClusterRequest {
+            version: cluster.version,
+            spec: Some(spec),
+        };
+        control.update_cluster(update).await.unwrap();
+    }
+
+    async fn unlock_key(&self, rotate: bool) -> Result<String, Status> {
+        let get = v1::GetUnlockKeyRequest { rotate };
+        let got = ControlClient::new(self.local()).get_unlock_key(get).await?;
+        Ok(got.into_inner().unlock_key)
+    }
+
+    async fn unlock(&self, unlock_key: &str) -> Result<(), Status> {
+        let unlock_key = unlock_key.to_owned();
+        let unlock = v1::UnlockRequest { unlock_key };
+        let unlocked = LocalControlClient::new(self.local()).unlock(unlock).await;
+        unlocked.map(drop)
+    }
+
+    /// Waits until its keys are kept on disk so that `key` opens them; in the clear when there is none.
+    async fn until_kept_under(&self, key: Option<&str>) {
+        let log = log_of(&self.config);
+        let key: Option<UnlockKey> = key.map(|key| key.parse().unwrap());
+        until("the keys on disk", || async {
+            let sealed = Node::sealed_key(&log).unwrap();
+            let log_key = match (&sealed, &key) {
+                (Some(sealed), Some(key)) => sealed.is_opened_by(key),
+                (None, None) => true,
+                _ => false,
+            };
+            let pem = std::fs::read(own_path(&self.config)).unwrap();
+            let clear = pem.windows(11).any(|words| words == b"PRIVATE KEY");
+            let as_wanted = log_key && clear == key.is_none();
+            as_wanted
+                .then_some(())
+                .ok_or_else(|| Status::unavailable("not yet"))
+        })
+        .await;
+    }
+
+    /// Starts it, and waits until it says that it is locked.
+    async fn start_locked(&mut self) {
+        self.start();
+        until("the locked manager", || async {
+            match self.nodes().await {
+                Err(status) if status.code() == Code::FailedPrecondition => Ok(()),
+                Err(status) => Err(status),
+                Ok(_) => panic!("it is not locked"),
+            }
+        })
+        .await;
     }
 
     /// Starts it as the only manager of its swarm.
@@ -566,7 +629,7 @@ async fn nobody_goes_on_alone_beside_a_running_manager_or_with_anothers_state() 
     beside.force_new_cluster = true;
     let address = free_address();
     beside.listen_address = address;
-    let refused = force_new_cluster(&beside).unwrap_err();
+    let refused = force_new_cluster(&beside, &log_of(&beside)).unwrap_err();
     assert!(
         matches!(
             refused,
@@ -576,7 +639,7 @@ async fn nobody_goes_on_alone_beside_a_running_manager_or_with_anothers_state() 
     );
     manager.end().await;
     beside.node_id = Some(NodeId::random(&mut rand::rng()));
-    let refused = force_new_cluster(&beside).unwrap_err();
+    let refused = force_new_cluster(&beside, &log_of(&beside)).unwrap_err();
     let text = format!("{:#}", anyhow::Error::from(refused));
     assert!(
         text.contains(&format!("belongs to node {}", manager.id())),
@@ -587,7 +650,152 @@ async fn nobody_goes_on_alone_beside_a_running_manager_or_with_anothers_state() 
     until("the manager", || manager.create("web")).await;
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_manager_does_nothing_until_the_right_key_comes() {
+    let mut manager = Manager::found().await;
+    manager.create("web").await.unwrap();
+    assert_eq!(manager.unlock_key(false).await.unwrap(), "");
+    let refused = manager.unlock_key(true).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    manager.set_autolock(true).await;
+    let key = manager.unlock_key(false).await.unwrap();
+    let before = manager.lasting().await.unwrap();
+    manager.until_kept_under(Some(&key)).await;
+    let refused = manager.unlock(&key).await.unwrap_err();
+    assert_eq!(refused.message(), "this manager is not locked");
+    manager.end().await;
+
+    manager.start_locked().await;
+    let refused = manager.create("other").await.unwrap_err();
+    assert!(
+        refused.message().contains("`swarmctl swarm unlock`"),
+        "{refused}"
+    );
+    let root = LocalControlClient::new(manager.local());
+    let csr = v1::IssueManagerCertificateRequest { csr: request().0 };
+    let refused = root
+        .clone()
+        .issue_manager_certificate(csr)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    // It does not listen for nodes and managers either.
+    let dialled = TcpStream::connect(manager.config.listen_address).await;
+    assert!(dialled.is_err());
+    let kept = std::fs::read(manager.config.state_dir.join("raft/raft.key")).unwrap();
+    let slip = manager.unlock(&key[..key.len() - 1]).await.unwrap_err();
+    assert_eq!(slip.code(), Code::InvalidArgument);
+    let wrong = UnlockKey::new([7; 32]).to_text();
+    let mut codes = Vec::new();
+    for _ in 0..8 {
+        codes.push(manager.unlock(&wrong).await.unwrap_err().code());
+    }
+    assert_eq!(codes[..5], [Code::InvalidArgument; 5]);
+    assert!(codes.contains(&Code::ResourceExhausted), "{codes:?}");
+    let now = std::fs::read(manager.config.state_dir.join("raft/raft.key")).unwrap();
+    assert_eq!(now, kept, "nothing was changed");
+
+    until("the right key", || async {
+        match manager.unlock(&key).await {
+            Err(status) if status.code() != Code::ResourceExhausted => panic!("{status}"),
+            outcome => outcome,
+        }
+    })
+    .await;
+    until("everything", || async {
+        let lasting = manager.lasting().await?;
+        (lasting == before)
+            .then_some(())
+            .ok_or_else(|| Status::unavailable("not yet"))
+    })
+    .await;
+    manager.create("other").await.unwrap();
+
+    // Turned off, it starts by itself.
+    manager.set_autolock(false).await;
+    manager.until_kept_under(None).await;
+    assert_eq!(manager.unlock_key(false).await.unwrap(), "");
+    manager.end().await;
+    manager.start();
+    until("an unlocked manager", || manager.create("third")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_unlock_key_is_taken_over_by_every_manager_that_runs() {
+    let mut first = Manager::new(NodeId::random(&mut rand::rng()), None);
+    first.config.autolock = true;
+    first.start();
+    until("the first manager", || first.nodes()).await;
+    let second = Manager::join(&first).await;
+    first.until_managers(2).await;
+    let mut third = Manager::join(&second).await;
+    first.until_managers(3).await;
+    let old = second.unlock_key(false).await.unwrap();
+    for manager in [&first, &second, &third] {
+        manager.until_kept_under(Some(&old)).await;
+    }
+    third.end().await;
+    let key = until("a new key", || second.unlock_key(true)).await;
+    assert_ne!(key, old);
+    for manager in [&first, &second] {
+        manager.until_kept_under(Some(&key)).await;
+    }
+    // It was not there: it needs the old key once more.
+    third.start_locked().await;
+    let refused = third.unlock(&key).await.unwrap_err();
+    assert!(
+        refused.message().contains("the key from before"),
+        "{refused}"
+    );
+    third.unlock(&old).await.unwrap();
+    first.until_managers(3).await;
+    third.until_kept_under(Some(&key)).await;
+    third.end().await;
+    third.start_locked().await;
+    assert!(third.unlock(&old).await.is_err());
+    third.unlock(&key).await.unwrap();
+    first.until_managers(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_manager_goes_on_alone_once_it_is_unlocked() {
+    let (mut leader, mut followers) = split(three().await).await;
+    leader.create("web").await.unwrap();
+    leader.set_autolock(true).await;
+    let key = leader.unlock_key(false).await.unwrap();
+    leader.until_kept_under(Some(&key)).await;
+    for follower in &mut followers {
+        follower.until_kept_under(Some(&key)).await;
+        follower.end().await;
+    }
+    let local = v1::GetLocalUnlockKeyRequest {};
+    let local = LocalControlClient::new(leader.local())
+        .get_local_unlock_key(local)
+        .await;
+    assert_eq!(
+        local.unwrap().into_inner().unlock_key,
+        key,
+        "without a leader"
+    );
+    leader.end().await;
+    leader.config.bootstrap = false;
+    leader.config.join = None;
+    leader.config.force_new_cluster = true;
+    leader.start_locked().await;
+    leader.unlock(&key).await.unwrap();
+    until("the manager alone", || leader.create("next")).await;
+    assert_eq!(leader.services().await.unwrap().len(), 2);
+    assert_eq!(leader.unlock_key(false).await.unwrap(), key);
+}
+
+fn log_of(config: &Config) -> LogConfig {
+    LogConfig {
+        dir: config.state_dir.join("raft"),
+        unlock: None,
+    }
+}
+
+fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

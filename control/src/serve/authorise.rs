@@ -36,7 +36,7 @@ enum Access {
 }
 
 /// Every method there is.
-const METHODS: [(&str, Access); 28] = [
+const METHODS: [(&str, Access); 31] = [
     ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/RenewNodeCertificate", Access::Node),
@@ -44,6 +44,7 @@ const METHODS: [(&str, Access); 28] = [
     ("/swarm.v1.Control/GetCluster", Access::Manager),
     ("/swarm.v1.Control/UpdateCluster", Access::Manager),
     ("/swarm.v1.Control/GetJoinToken", Access::Manager),
+    ("/swarm.v1.Control/GetUnlockKey", Access::Manager),
     ("/swarm.v1.Control/ListNodes", Access::Manager),
     ("/swarm.v1.Control/GetNode", Access::Manager),
     ("/swarm.v1.Control/RemoveNode", Access::Manager),
@@ -68,6 +69,8 @@ const METHODS: [(&str, Access); 28] = [
         "/swarm.v1.LocalControl/IssueManagerCertificate",
         Access::Local,
     ),
+    ("/swarm.v1.LocalControl/Unlock", Access::Local),
+    ("/swarm.v1.LocalControl/GetLocalUnlockKey", Access::Local),
 ];
 
 /// Why a call does not pass.

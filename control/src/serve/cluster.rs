@@ -1,17 +1,19 @@
-//! What becomes of the settings of the whole swarm. Pure.
+//! What becomes of the settings and of the lock of the whole swarm. Pure.
 
-use swarm_model::{Cluster, ClusterSpec, Timestamp, validate_cluster};
+use rand::Rng;
+use swarm_model::{Cluster, ClusterSpec, ManagerLock, Timestamp, UnlockKey, validate_cluster};
 
 use super::refusal::Refusal;
 use crate::store::State;
 
 /// The swarm with the settings `spec`, which were made from `version`; none when they are what it
-/// has.
+/// has. `rng` draws the unlock key when autolock is turned on.
 pub(super) fn update(
     state: &State,
     version: u64,
     spec: ClusterSpec,
     now: Timestamp,
+    rng: &mut impl Rng,
 ) -> Result<Option<Cluster>, Refusal> {
     let cluster = state.cluster().ok_or(Refusal::NotReady)?;
     if cluster.meta.version != version {
@@ -22,7 +24,34 @@ pub(super) fn update(
         return Ok(None);
     }
     let mut cluster = Cluster::clone(cluster);
+    if spec.autolock != cluster.lock.key.is_some() {
+        let key = spec.autolock.then(|| UnlockKey::random(rng));
+        cluster.lock = next_lock(&cluster, key);
+    }
     cluster.spec = spec;
     cluster.meta.updated_at = now;
     Ok(Some(cluster))
+}
+
+/// The swarm with another unlock key, drawn from `rng`.
+pub(super) fn rotate_unlock_key(
+    state: &State,
+    now: Timestamp,
+    rng: &mut impl Rng,
+) -> Result<Cluster, Refusal> {
+    let cluster = state.cluster().ok_or(Refusal::NotReady)?;
+    if cluster.lock.key.is_none() {
+        return Err(Refusal::NoUnlockKey);
+    }
+    let mut cluster = Cluster::clone(cluster);
+    cluster.lock = next_lock(&cluster, Some(UnlockKey::random(rng)));
+    cluster.meta.updated_at = now;
+    Ok(cluster)
+}
+
+fn next_lock(cluster: &Cluster, key: Option<UnlockKey>) -> ManagerLock {
+    ManagerLock {
+        version: cluster.lock.version + 1,
+        key,
+    }
 }

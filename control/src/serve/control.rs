@@ -10,7 +10,7 @@ use swarm_api::v1;
 use swarm_api::v1::control_server::Control;
 use swarm_model::{
     Availability, Cluster, ClusterSpec, JoinToken, NetworkSpec, Node, NodeId, Role, ServiceId,
-    ServiceSpec, Task,
+    ServiceSpec, Task, UnlockKey,
 };
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
@@ -62,7 +62,8 @@ impl Control for ControlService {
         let updated = self
             .store
             .update(|state| {
-                let cluster = super::cluster::update(state, version, spec, clock::now())?;
+                let cluster =
+                    super::cluster::update(state, version, spec, clock::now(), &mut rand::rng())?;
                 Ok((cluster.into_iter().map(Into::into).collect(), ()))
             })
             .await;
@@ -102,6 +103,29 @@ impl Control for ControlService {
         Ok(Response::new(v1::GetJoinTokenResponse {
             token: JoinToken::new(&cluster.root_ca_pem, secret).to_string(),
             manager_address: address.to_string(),
+        }))
+    }
+
+    async fn get_unlock_key(
+        &self,
+        request: Request<v1::GetUnlockKeyRequest>,
+    ) -> Answer<v1::GetUnlockKeyResponse> {
+        if request.into_inner().rotate {
+            let rotated = self
+                .store
+                .update(|state| {
+                    let now = clock::now();
+                    let cluster = super::cluster::rotate_unlock_key(state, now, &mut rand::rng())?;
+                    Ok((vec![cluster.into()], ()))
+                })
+                .await;
+            outcome(rotated)?;
+            tracing::info!("made a new unlock key");
+        }
+        let cluster = self.store.read(cluster)?;
+        let unlock_key = cluster.lock.key.as_ref().map(UnlockKey::to_text);
+        Ok(Response::new(v1::GetUnlockKeyResponse {
+            unlock_key: unlock_key.unwrap_or_default(),
         }))
     }
 

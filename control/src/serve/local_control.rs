@@ -19,6 +19,26 @@ pub(super) struct LocalControlService {
 
 #[tonic::async_trait]
 impl LocalControl for LocalControlService {
+    async fn unlock(
+        &self,
+        _: Request<v1::UnlockRequest>,
+    ) -> Result<Response<v1::UnlockResponse>, Status> {
+        Err(Refusal::NotLocked.into())
+    }
+
+    async fn get_local_unlock_key(
+        &self,
+        _: Request<v1::GetLocalUnlockKeyRequest>,
+    ) -> Result<Response<v1::GetLocalUnlockKeyResponse>, Status> {
+        let unlock_key = self.store.read(|state| {
+            let key = state.cluster()?.lock.key.as_ref()?;
+            Some(key.to_text())
+        });
+        Ok(Response::new(v1::GetLocalUnlockKeyResponse {
+            unlock_key: unlock_key.unwrap_or_default(),
+        }))
+    }
+
     async fn issue_manager_certificate(
         &self,
         request: Request<v1::IssueManagerCertificateRequest>,

@@ -28,6 +28,7 @@ mod lease;
 mod leases;
 mod listen;
 mod local_control;
+mod locked;
 mod lookup;
 mod managers;
 pub(crate) mod networks;
@@ -45,6 +46,7 @@ mod tests;
 
 pub(crate) use authorise::EPOCH_HEADER;
 pub(crate) use dial::{DialError, Dialer};
+pub(crate) use locked::serve_locked;
 pub(crate) use peer::{Identity, Peer};
 pub(crate) use rate::TokenBucket;
 pub(crate) use refusal::Refusal;

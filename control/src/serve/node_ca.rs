@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swarm_api::v1;
 use swarm_api::v1::node_ca_server::NodeCa;
-use swarm_model::{NodeId, Timestamp};
+use swarm_model::{Node, NodeId, Role, Timestamp};
 use tonic::{Request, Response, Status};
 
 use super::connection::Caller;
@@ -71,7 +71,7 @@ impl NodeCaService {
     }
 
     /// A certificate for `caller` in place of the one that it has, and how long it is good. The
-    /// store says the role.
+    /// store says the role ([`agent_role`]).
     fn renew(
         &self,
         caller: &Caller,
@@ -87,7 +87,7 @@ impl NodeCaService {
         let (cluster, role) = self.store.read(|state| {
             let cluster = state.cluster().cloned().ok_or(Refusal::NotReady)?;
             let node = state.node(id).ok_or(Refusal::NotNode)?;
-            Ok::<_, Refusal>((cluster, node.role))
+            Ok::<_, Refusal>((cluster, agent_role(node)))
         })?;
         let subject = Subject {
             node_id: id.clone(),
@@ -103,6 +103,17 @@ impl NodeCaService {
             root_ca_pem: cluster.root_ca_pem.clone(),
         };
         Ok((answer, life))
+    }
+}
+
+/// The role in the certificate of the agent on `node`. A manager's is only for a node that is to become
+/// one: its new manager is shown to the others by it. A manager that is one of those that hold the log
+/// makes certificates of its own, and what lies in the clear in the agent's state directory is then no
+/// more than a worker's.
+fn agent_role(node: &Node) -> Role {
+    match node.manager {
+        Some(_) => Role::Worker,
+        None => node.role,
     }
 }
 

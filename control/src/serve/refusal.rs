@@ -5,8 +5,8 @@ use std::error::Error;
 
 use swarm_api::convert::ConvertError;
 use swarm_model::{
-    InvalidCluster, InvalidNetwork, InvalidNode, InvalidSpec, NetworkId, NodeId, PortConfig,
-    PublishMode, ServiceId,
+    InvalidCluster, InvalidNetwork, InvalidNode, InvalidSpec, InvalidUnlockKey, NetworkId, NodeId,
+    PortConfig, PublishMode, ServiceId,
 };
 use tonic::{Code, Status};
 
@@ -228,6 +228,33 @@ pub(crate) enum Refusal {
         "the swarm has no leader just now, its managers are choosing one: try again in a moment"
     )]
     Electing,
+    /// It was restarted, and the swarm's autolock is on.
+    #[error(
+        "this manager is locked: autolock is on, and it was restarted; what runs on this node goes on; \
+         unlock it with `swarmctl swarm unlock`"
+    )]
+    Locked,
+    /// It runs.
+    #[error("this manager is not locked")]
+    NotLocked,
+    /// Text that is none.
+    #[error(transparent)]
+    UnlockKey(InvalidUnlockKey),
+    /// Another one.
+    #[error(
+        "the unlock key does not open this manager, and nothing was changed: `swarmctl swarm unlock-key` on \
+         a manager that runs prints the key; one that was not running when the key was rotated needs the \
+         key from before"
+    )]
+    WrongUnlockKey,
+    /// Guessing.
+    #[error("too many keys were tried; wait a few seconds and try again")]
+    TooManyUnlocks,
+    /// There is nothing to rotate.
+    #[error(
+        "autolock is off, and there is no unlock key; turn it on with `swarmctl swarm update --autolock`"
+    )]
+    NoUnlockKey,
     /// The join token is not accepted.
     #[error(transparent)]
     Token(#[from] Refused),
@@ -282,6 +309,8 @@ impl Refusal {
             | Self::Ambiguous { .. }
             | Self::PortReserved { .. }
             | Self::Rename(_)
+            | Self::UnlockKey(_)
+            | Self::WrongUnlockKey
             | Self::Token(Refused::Invalid(_)) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             // What gRPC says for: read again and repeat.
@@ -298,10 +327,14 @@ impl Refusal {
             | Self::LastManager(_)
             | Self::QuorumLoss { .. }
             | Self::TooManyManagers(_)
+            | Self::Locked
+            | Self::NotLocked
+            | Self::NoUnlockKey
             | Self::NotDialable(_) => Code::FailedPrecondition,
             Self::Token(Refused::OtherSwarm | Refused::Secret) => Code::PermissionDenied,
             Self::NotNode => Code::PermissionDenied,
             Self::TooManyJoins
+            | Self::TooManyUnlocks
             | Self::TooManyRenewals
             | Self::TooManyNodes(_)
             | Self::Network(NoNetwork::NoSubnet | NoNetwork::NoVni) => Code::ResourceExhausted,

@@ -7,6 +7,7 @@ use hyper_util::rt::TokioIo;
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::local_agent_client::LocalAgentClient;
+use swarm_api::v1::local_control_client::LocalControlClient;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status};
@@ -82,11 +83,19 @@ impl Sockets {
 
     /// The manager of this host.
     pub(crate) async fn control(&self) -> Result<ControlClient<Channel>, ConnectError> {
+        let channel = self.control_channel().await?;
+        Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// The manager of this host, for what concerns it alone.
+    pub(crate) async fn local_control(&self) -> Result<LocalControlClient<Channel>, ConnectError> {
+        Ok(LocalControlClient::new(self.control_channel().await?))
+    }
+
+    async fn control_channel(&self) -> Result<Channel, ConnectError> {
         let path = self.run_dir.join("control").join("control.sock");
         match open(&path).await {
-            Ok(channel) => {
-                Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
-            }
+            Ok(channel) => Ok(channel),
             Err(Opening::Absent) => Err(self.why_no_control(path).await),
             Err(Opening::Other(error)) => Err(error),
         }

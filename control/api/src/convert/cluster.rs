@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use swarm_model::{Cluster, ClusterSpec, Meta, NetworkCursor, Timestamp, Vni};
+use swarm_model::{
+    Cluster, ClusterSpec, ManagerLock, Meta, NetworkCursor, Timestamp, UnlockKey, Vni,
+};
 
 use super::ConvertError;
 use super::field::{epoch_ms, id, milliseconds, optional_parsed, optional_text, or_default};
@@ -56,6 +58,8 @@ impl TryFrom<v1::Cluster> for Cluster {
             last_vni,
             last_subnet,
             epoch,
+            unlock_key,
+            lock_version,
         } = message;
         Ok(Self {
             id: id("cluster.id", cluster_id)?,
@@ -72,8 +76,19 @@ impl TryFrom<v1::Cluster> for Cluster {
                 subnet: optional_parsed("cluster.last_subnet", SUBNET, &last_subnet)?,
             },
             epoch,
+            lock: ManagerLock {
+                version: lock_version,
+                key: unlock(&unlock_key)?,
+            },
         })
     }
+}
+
+fn unlock(text: &str) -> Result<Option<UnlockKey>, ConvertError> {
+    let field = "cluster.unlock_key";
+    (!text.is_empty())
+        .then(|| text.parse().map_err(|_| ConvertError::Secret { field }))
+        .transpose()
 }
 
 impl From<&Cluster> for v1::Cluster {
@@ -89,6 +104,7 @@ impl From<&Cluster> for v1::Cluster {
             manager_secret,
             networks_made: NetworkCursor { vni, subnet },
             epoch,
+            lock: ManagerLock { version, key },
         } = cluster;
         Self {
             id: id.to_string(),
@@ -101,6 +117,8 @@ impl From<&Cluster> for v1::Cluster {
             last_vni: vni.map_or(0, |Vni(vni)| vni),
             last_subnet: optional_text(*subnet),
             epoch: *epoch,
+            unlock_key: key.as_ref().map(UnlockKey::to_text).unwrap_or_default(),
+            lock_version: *version,
         }
     }
 }
@@ -115,6 +133,7 @@ impl TryFrom<v1::ClusterSpec> for ClusterSpec {
             suspect_after_ms,
             down_after_ms,
             certificate_expiry_ms,
+            autolock,
         } = message;
         Ok(Self {
             task_history_limit,
@@ -122,6 +141,7 @@ impl TryFrom<v1::ClusterSpec> for ClusterSpec {
             suspect_after: Duration::from_millis(suspect_after_ms),
             down_after: Duration::from_millis(down_after_ms),
             certificate_expiry: Duration::from_millis(certificate_expiry_ms),
+            autolock,
         })
     }
 }
@@ -134,6 +154,7 @@ impl From<&ClusterSpec> for v1::ClusterSpec {
             suspect_after,
             down_after,
             certificate_expiry,
+            autolock,
         } = *spec;
         Self {
             task_history_limit,
@@ -141,6 +162,7 @@ impl From<&ClusterSpec> for v1::ClusterSpec {
             suspect_after_ms: milliseconds(suspect_after),
             down_after_ms: milliseconds(down_after),
             certificate_expiry_ms: milliseconds(certificate_expiry),
+            autolock,
         }
     }
 }

@@ -20,6 +20,12 @@ pub enum ConvertError {
         #[source]
         source: InvalidId,
     },
+    /// Text that is not what it should be, and must not be seen.
+    #[error("{field} cannot be read")]
+    Secret {
+        /// Which field.
+        field: &'static str,
+    },
     /// Text that is no address of the kind that the field holds.
     #[error("{field} {text:?} is not {expected}")]
     Address {

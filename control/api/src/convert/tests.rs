@@ -64,20 +64,26 @@ fn meta() -> impl Strategy<Value = Meta> {
 }
 
 fn cluster_spec() -> impl Strategy<Value = ClusterSpec> {
-    (any::<u64>(), duration(), duration(), duration(), duration()).prop_map(
-        |(task_history_limit, heartbeat_period, suspect_after, down_after, certificate_expiry)| {
-            ClusterSpec {
-                task_history_limit,
-                heartbeat_period,
-                suspect_after,
-                down_after,
-                certificate_expiry,
-            }
-        },
-    )
+    let times = (duration(), duration(), duration(), duration());
+    (any::<u64>(), times, any::<bool>()).prop_map(|(task_history_limit, times, autolock)| {
+        let (heartbeat_period, suspect_after, down_after, certificate_expiry) = times;
+        ClusterSpec {
+            task_history_limit,
+            heartbeat_period,
+            suspect_after,
+            down_after,
+            certificate_expiry,
+            autolock,
+        }
+    })
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
+    let lock =
+        (any::<u64>(), option::of(any::<[u8; 32]>())).prop_map(|(version, key)| ManagerLock {
+            version,
+            key: key.map(UnlockKey::new),
+        });
     let cursor = (option::of(1..=Vni::LAST.0), option::of(subnet())).prop_map(|(vni, subnet)| {
         NetworkCursor {
             vni: vni.map(Vni),
@@ -91,7 +97,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
         text(),
         text(),
         (text(), text()),
-        (cursor, any::<u64>()),
+        (cursor, any::<u64>(), lock),
     )
         .prop_map(
             |(
@@ -101,7 +107,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 root_ca_pem,
                 root_key_pem,
                 (worker_secret, manager_secret),
-                (networks_made, epoch),
+                (networks_made, epoch, lock),
             )| Cluster {
                 id,
                 meta,
@@ -112,6 +118,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 manager_secret: manager_secret.into(),
                 networks_made,
                 epoch,
+                lock,
             },
         )
 }

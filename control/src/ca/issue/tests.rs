@@ -23,6 +23,7 @@ fn cluster() -> Cluster {
         manager_secret: String::new().into(),
         networks_made: swarm_model::NetworkCursor::default(),
         epoch: 0,
+        lock: swarm_model::ManagerLock::default(),
     }
 }
 

@@ -17,20 +17,20 @@ use crate::store::testing::node;
 
 fn with_log() -> TempDir {
     let dir = TempDir::new().unwrap();
-    let log = Log::open_or_create(dir.path()).unwrap();
+    let log = Log::open_or_create(dir.path(), None).unwrap();
     bootstrap(&log, 7, vec![node(1).into()]).unwrap();
     dir
 }
 
 fn recover(dir: &Path) -> Result<(), LogError> {
-    Log::open(dir)?.recover().map(drop)
+    Log::open(dir, None)?.recover().map(drop)
 }
 
 #[test]
 fn the_file_is_its_owners_alone() {
     let dir = TempDir::new().unwrap();
     let inner = dir.path().join("raft");
-    drop(Log::open_or_create(&inner).unwrap());
+    drop(Log::open_or_create(&inner, None).unwrap());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&inner), 0o700);
     assert_eq!(mode(&inner.join("raft.redb")), 0o600);
@@ -39,7 +39,7 @@ fn the_file_is_its_owners_alone() {
 #[test]
 fn a_log_is_made_only_once() {
     let dir = with_log();
-    let log = Log::open(dir.path()).unwrap();
+    let log = Log::open(dir.path(), None).unwrap();
     let before = log.recover().unwrap();
     let error = bootstrap(&log, 8, Vec::new()).unwrap_err();
     assert!(
@@ -60,16 +60,16 @@ fn no_log_is_not_an_empty_log() {
     );
 
     // Power was lost while a log was being made.
-    drop(Log::open_or_create(dir.path()).unwrap());
+    drop(Log::open_or_create(dir.path(), None).unwrap());
     assert!(missing(recover(dir.path())));
-    let log = Log::open_or_create(dir.path()).unwrap();
+    let log = Log::open_or_create(dir.path(), None).unwrap();
     bootstrap(&log, 7, Vec::new()).unwrap();
 }
 
 #[test]
 fn a_log_in_use_is_locked() {
     let dir = with_log();
-    let held = Log::open(dir.path()).unwrap();
+    let held = Log::open(dir.path(), None).unwrap();
     let error = recover(dir.path()).unwrap_err();
     assert!(matches!(error, LogError::Locked { .. }), "{error:?}");
     drop(held);
@@ -101,7 +101,7 @@ fn a_newer_format_is_refused_untouched() {
         text.contains("raft.redb") && text.contains("upgrade"),
         "{text}"
     );
-    let log = Log::open(dir.path()).unwrap();
+    let log = Log::open(dir.path(), None).unwrap();
     let refused = bootstrap(&log, 7, Vec::new());
     assert!(matches!(
         refused,
@@ -180,7 +180,7 @@ fn with_entry(log: &Log, data: &[u8]) -> Write {
 #[test]
 fn nothing_of_what_is_kept_can_be_read_in_the_file() {
     let dir = TempDir::new().unwrap();
-    let log = Log::open_or_create(dir.path()).unwrap();
+    let log = Log::open_or_create(dir.path(), None).unwrap();
     bootstrap(&log, 7, vec![node(1).into()]).unwrap();
     let secret = b"precious-in-an-entry";
     let write = with_entry(&log, secret);
@@ -223,7 +223,7 @@ fn a_log_without_its_key_or_with_another_is_refused_and_left_alone() {
 #[test]
 fn a_log_of_the_first_version_is_sealed_when_it_is_opened() {
     let dir = with_log();
-    let log = Log::open(dir.path()).unwrap();
+    let log = Log::open(dir.path(), None).unwrap();
     let write = with_entry(&log, b"data");
     log.write(&write).unwrap();
     let before = log.recover().unwrap();
@@ -266,7 +266,7 @@ fn a_log_of_the_first_version_is_sealed_when_it_is_opened() {
     drop(database);
 
     for _ in 0..2 {
-        let log = Log::open(dir.path()).unwrap();
+        let log = Log::open(dir.path(), None).unwrap();
         assert_eq!(log.recover().unwrap(), before);
     }
     assert!(dir.path().join("raft.key").exists());

@@ -18,6 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 fn config(dir: &TempDir) -> Config {
     Config {
         dir: dir.path().join("raft"),
+        unlock: None,
     }
 }
 
@@ -51,7 +52,10 @@ async fn a_lone_node_leads_at_once_updates_and_restarts() {
     running.stop().await.unwrap();
     assert!(!store.leadership().borrow().leader);
     // The disk knows how far the state was.
-    let recovered = Log::open(&config(&dir).dir).unwrap().recover().unwrap();
+    let recovered = Log::open(&config(&dir).dir, None)
+        .unwrap()
+        .recover()
+        .unwrap();
     assert_eq!(recovered.hard_state.commit, state.index());
     let refused = put_node(&store, 9).await;
     assert_eq!(refused, Err(UpdateError::NotLeader { leader: None }));

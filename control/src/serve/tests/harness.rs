@@ -29,7 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::ca::{Authority, OwnCertificate, Subject, Term, new_root};
+use crate::ca::{Authority, CredentialsFile, OwnCertificate, Subject, Term, new_root};
 use crate::clock;
 use crate::serve::{Dialer, Network, bind_socket, serve_local, serve_network};
 use crate::store::{Change, Store};
@@ -69,7 +69,7 @@ impl Manager {
 
         let directory = tempfile::tempdir().unwrap();
         let certificate = OwnCertificate::load_or_issue(
-            &directory.path().join("tls/manager.pem"),
+            &CredentialsFile::new(directory.path().join("tls/manager.pem"), None, false),
             &cluster,
             &self_id,
             clock::now(),
@@ -180,6 +180,7 @@ pub(super) fn new_cluster() -> Cluster {
         manager_secret: random_base36(&mut rng, 25).into(),
         networks_made: swarm_model::NetworkCursor::default(),
         epoch: 0,
+        lock: swarm_model::ManagerLock::default(),
     }
 }
 

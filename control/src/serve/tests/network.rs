@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tonic::Code;
 
 use super::harness::{HOUR, Manager, PATIENCE, client_config, dial};
-use crate::ca::OwnCertificate;
+use crate::ca::{CredentialsFile, OwnCertificate};
 use crate::clock;
 
 /// Reads until the other side closes.
@@ -129,7 +129,7 @@ async fn a_new_certificate_is_served_without_a_restart() {
     let first = served().await;
     assert_eq!(first, served().await);
     let renewed = OwnCertificate::load_or_issue(
-        &manager.directory.path().join("tls/other.pem"),
+        &CredentialsFile::new(manager.directory.path().join("tls/other.pem"), None, false),
         &manager.cluster,
         &manager.self_id,
         clock::now(),

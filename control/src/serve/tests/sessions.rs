@@ -70,6 +70,33 @@ async fn a_node_gets_a_new_certificate_with_its_role_of_now() {
 }
 
 #[tokio::test]
+async fn the_agent_beside_a_manager_needs_no_managers_certificate() {
+    let manager = Manager::start().await;
+    let id = manager.add_node(Role::Manager, "h2").await;
+    let old = manager.credentials(&id, Role::Manager, 100 * HOUR);
+    let given = async || {
+        let answer = renew(manager.channel(Some(&old)), request().0).await;
+        let answer = answer.unwrap();
+        let leaf = CertificateDer::from_pem_slice(answer.certificate_chain_pem.as_bytes());
+        let subject = Subject::from_der(&leaf.unwrap()).unwrap();
+        assert_eq!(v1::Role::from(subject.role), answer.role());
+        answer.role()
+    };
+    // Its manager will show it to the others.
+    assert_eq!(given().await, v1::Role::Manager);
+    let mut node = manager
+        .store
+        .read(|state| (**state.node(&id).unwrap()).clone());
+    node.manager = Some(swarm_model::ManagerStatus {
+        raft_id: 2,
+        address: "10.0.0.2:2377".parse().unwrap(),
+        leader: false,
+    });
+    put(&manager.store, vec![node.into()]).await;
+    assert_eq!(given().await, v1::Role::Worker);
+}
+
+#[tokio::test]
 async fn a_bad_request_renews_nothing_and_too_many_are_refused() {
     let manager = Manager::start().await;
     let worker = manager.add_node(Role::Worker, "h2").await;

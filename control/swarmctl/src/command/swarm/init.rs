@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use swarm_api::v1;
 
+use super::unlock_key::how_to_unlock;
 use crate::connect::{Sockets, answer, request};
 use crate::time::{milliseconds, parse_duration};
 
@@ -40,6 +41,9 @@ pub(crate) struct Init {
     /// Go on with this manager alone, and everything the swarm has, after its other managers were lost
     #[arg(long, conflicts_with = "cert_expiry")]
     force_new_cluster: bool,
+    /// Let managers that are restarted wait for an unlock key, which is printed
+    #[arg(long, conflicts_with = "force_new_cluster")]
+    autolock: bool,
 }
 
 impl Init {
@@ -50,6 +54,7 @@ impl Init {
             data_path_address: self.data_path_addr,
             certificate_expiry_ms: certificate_expiry_ms(self.cert_expiry),
             force_new_cluster: self.force_new_cluster,
+            autolock: self.autolock,
         };
         let made = answer(sockets.agent().await?.init(request(message)).await)?;
         println!(
@@ -61,6 +66,9 @@ impl Init {
             "    swarmctl swarm join --token {} {}",
             made.worker_token, made.manager_address
         );
+        if self.autolock {
+            println!("\n{}", how_to_unlock(&made.unlock_key));
+        }
         Ok(())
     }
 }

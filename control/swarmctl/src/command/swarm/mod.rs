@@ -6,6 +6,8 @@ mod join;
 mod join_token;
 mod leave;
 mod status;
+mod unlock;
+mod unlock_key;
 mod update;
 
 use crate::connect::Sockets;
@@ -25,6 +27,10 @@ pub(crate) enum SwarmCommand {
     Leave(leave::Leave),
     /// Show how this host stands
     Status(status::Status),
+    /// Unlock the manager on this host, which was restarted
+    Unlock(unlock::Unlock),
+    /// Show the key that managers are unlocked with
+    UnlockKey(unlock_key::UnlockKey),
     /// Change settings of the swarm
     Update(update::Update),
 }
@@ -38,6 +44,8 @@ impl SwarmCommand {
             Self::JoinToken(verb) => verb.run(sockets).await,
             Self::Leave(verb) => verb.run(sockets).await,
             Self::Status(verb) => verb.run(sockets).await,
+            Self::Unlock(verb) => verb.run(sockets).await,
+            Self::UnlockKey(verb) => verb.run(sockets).await,
             Self::Update(verb) => verb.run(sockets).await,
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use swarm_api::v1;
 
+use super::unlock_key::how_to_unlock;
 use crate::connect::{Sockets, answer, request};
 use crate::time::{milliseconds, parse_duration};
 
@@ -16,18 +17,34 @@ pub(crate) struct Update {
     /// How many ended tasks of a slot are kept
     #[arg(long, value_name = "NUMBER")]
     task_history_limit: Option<u64>,
+    /// Let managers that are restarted wait for an unlock key, which is printed; or no longer
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    autolock: Option<bool>,
 }
 
 impl Update {
     pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<()> {
         let mut control = sockets.control().await?;
         let cluster = answer(control.get_cluster(request(v1::GetClusterRequest {})).await)?;
+        let before = cluster.spec.unwrap_or_default();
+        let spec = self.applied(before);
         let message = v1::UpdateClusterRequest {
             version: cluster.version,
-            spec: Some(self.applied(cluster.spec.unwrap_or_default())),
+            spec: Some(spec),
         };
         answer(control.update_cluster(request(message)).await)?;
         println!("Swarm updated.");
+        if spec.autolock && !before.autolock {
+            let message = v1::GetUnlockKeyRequest { rotate: false };
+            let found = answer(control.get_unlock_key(request(message)).await)?;
+            println!("{}", how_to_unlock(&found.unlock_key));
+        }
         Ok(())
     }
 
@@ -38,6 +55,9 @@ impl Update {
         }
         if let Some(limit) = self.task_history_limit {
             spec.task_history_limit = limit;
+        }
+        if let Some(autolock) = self.autolock {
+            spec.autolock = autolock;
         }
         spec
     }
@@ -58,6 +78,7 @@ mod tests {
         let update = |cert_expiry, task_history_limit| Update {
             cert_expiry,
             task_history_limit,
+            autolock: None,
         };
         assert_eq!(update(None, None).applied(before), before);
         let half_an_hour = Some(Duration::from_secs(1800));
@@ -68,5 +89,30 @@ mod tests {
             ..before
         };
         assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn autolock_is_turned_on_and_off_in_dockers_words() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            update: Update,
+        }
+        let locks = |words: &[&str], was| {
+            let line = ["update"].iter().chain(words);
+            let update = <Line as clap::Parser>::try_parse_from(line).ok()?.update;
+            let before = v1::ClusterSpec {
+                autolock: was,
+                ..v1::ClusterSpec::default()
+            };
+            Some(update.applied(before).autolock)
+        };
+        for was in [false, true] {
+            assert_eq!(locks(&[], was), Some(was));
+            assert_eq!(locks(&["--autolock"], was), Some(true));
+            assert_eq!(locks(&["--autolock=true"], was), Some(true));
+            assert_eq!(locks(&["--autolock=false"], was), Some(false));
+            assert_eq!(locks(&["--autolock=maybe"], was), None);
+        }
     }
 }
