@@ -1,5 +1,7 @@
 //! A manager that goes on alone after the others were lost: `init --force-new-cluster`.
 
+use std::net::{IpAddr, SocketAddr};
+
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::local_control_client::LocalControlClient;
@@ -9,7 +11,7 @@ use super::active::Active;
 use super::control_process::{Beginning, ControlProcess, Running};
 use super::lifecycle::{
     Agent, Founded, LOCAL_REQUEST_TIMEOUT, LifecycleError, POLL_INTERVAL, SESSION_TIMEOUT,
-    control_channel, data_path, local_unlock_key, start,
+    control_channel, local_unlock_key, start,
 };
 use super::{address, role};
 use crate::identity::Membership;
@@ -27,7 +29,7 @@ impl Agent {
         if membership.role != Role::Manager {
             return Err(LifecycleError::WorkerCannotForce);
         }
-        readdress(&mut membership, &request)?;
+        readdress(&mut membership, Named::of(&request)?);
         let unlock_key = self.check_no_quorum().await?;
         let process = role::process(&self.config, &membership)?;
         if let Some(member) = active.take() {
@@ -133,27 +135,119 @@ impl Agent {
     }
 }
 
-/// Gives a manager that goes on alone the addresses that are asked for; those it has, where none are. It
-/// knows no other manager then.
-fn readdress(membership: &mut Membership, request: &v1::InitRequest) -> Result<(), LifecycleError> {
-    let before = membership.advertise_address;
-    if !request.advertise_address.is_empty() {
-        membership.advertise_address =
-            Some(address::advertise_address(&request.advertise_address)?);
+/// Addresses that a person names; the ones before count where none is named.
+#[derive(Clone, Copy, Debug, Default)]
+struct Named {
+    advertise: Option<SocketAddr>,
+    listen: Option<SocketAddr>,
+    data_path: Option<IpAddr>,
+}
+
+impl Named {
+    fn of(request: &v1::InitRequest) -> Result<Self, LifecycleError> {
+        let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        let advertise = given(&request.advertise_address);
+        let listen = given(&request.listen_address);
+        let data_path = given(&request.data_path_address);
+        Ok(Self {
+            advertise: advertise
+                .map(|text| address::advertise_address(&text))
+                .transpose()?,
+            listen: listen.map(|text| address::with_port(&text)).transpose()?,
+            data_path: data_path
+                .map(|text| address::advertise_address(&text).map(|it| it.ip()))
+                .transpose()?,
+        })
     }
-    let (old_listen, advertise) = role::addresses(membership);
-    if !request.listen_address.is_empty() {
-        let listen = address::listen_address(&request.listen_address, advertise.ip())?;
+}
+
+/// Gives a manager that goes on alone its addresses. It knows no other manager then.
+fn readdress(membership: &mut Membership, named: Named) {
+    let (old_listen, old) = role::addresses(membership);
+    let advertise = named.advertise.unwrap_or(old);
+    membership.advertise_address = Some(advertise);
+    let follows = !old_listen.ip().is_unspecified() || old_listen.port() == old.port();
+    if let Some(listen) = named.listen {
         membership.listen_address = Some(listen);
-    } else if before != membership.advertise_address && !old_listen.ip().is_unspecified() {
-        // What it listened on may be another host's address.
+    } else if advertise != old && follows {
+        // Every address, and the new port: what it listened on may be another host's address.
         membership.listen_address = None;
     }
-    if !request.data_path_address.is_empty() {
-        membership.data_path_address = data_path(&request.data_path_address, advertise.ip())?;
-    } else if before.is_some_and(|it| it.ip() == membership.data_path_address) {
+    if let Some(data_path) = named.data_path {
+        membership.data_path_address = data_path;
+    } else if membership.data_path_address == old.ip() {
         membership.data_path_address = advertise.ip();
     }
     membership.managers = vec![advertise.to_string()];
-    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use swarm_model::{ClusterId, NodeId};
+
+    use super::*;
+
+    fn membership() -> Membership {
+        let mut rng = rand::rng();
+        let managers = vec!["192.0.2.1:2377".to_owned(), "192.0.2.2:2377".to_owned()];
+        let mut membership = Membership::new(
+            NodeId::random(&mut rng),
+            ClusterId::random(&mut rng),
+            Role::Manager,
+            managers,
+            [192, 0, 2, 2].into(),
+        );
+        membership.advertise_address = Some(at("192.0.2.2:2377"));
+        membership.listen_address = Some(at("0.0.0.0:2377"));
+        membership
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn addresses_stay_unless_others_are_named() {
+        let before = membership();
+        let mut after = before.clone();
+        readdress(&mut after, Named::default());
+        assert_eq!(after.managers, ["192.0.2.2:2377"]);
+        after.managers.clone_from(&before.managers);
+        assert_eq!(after, before);
+    }
+
+    #[test]
+    fn a_host_that_moved_has_its_new_address_everywhere() {
+        let named = Named {
+            advertise: Some(at("198.51.100.7:2400")),
+            ..Named::default()
+        };
+        for listen in ["0.0.0.0:2377", "192.0.2.2:2377"] {
+            let mut moved = membership();
+            moved.listen_address = Some(at(listen));
+            readdress(&mut moved, named);
+            assert_eq!(moved.managers, ["198.51.100.7:2400"]);
+            assert_eq!(moved.data_path_address, IpAddr::from([198, 51, 100, 7]));
+            let (listen, advertise) = role::addresses(&moved);
+            assert_eq!(
+                (listen, advertise),
+                (at("0.0.0.0:2400"), at("198.51.100.7:2400"))
+            );
+        }
+        // What a person chose stays where it can.
+        let mut moved = membership();
+        moved.listen_address = Some(at("0.0.0.0:4000"));
+        moved.data_path_address = [203, 0, 113, 1].into();
+        readdress(&mut moved, named);
+        assert_eq!(role::addresses(&moved).0, at("0.0.0.0:4000"));
+        assert_eq!(moved.data_path_address, IpAddr::from([203, 0, 113, 1]));
+        let others = Named {
+            listen: Some(at("0.0.0.0:5000")),
+            data_path: Some([203, 0, 113, 2].into()),
+            ..named
+        };
+        readdress(&mut moved, others);
+        assert_eq!(role::addresses(&moved).0, at("0.0.0.0:5000"));
+        assert_eq!(moved.data_path_address, IpAddr::from([203, 0, 113, 2]));
+    }
 }

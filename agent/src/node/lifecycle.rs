@@ -542,7 +542,7 @@ pub(super) async fn start(
     Ok(Some(started))
 }
 
-pub(super) fn data_path(asked: &str, default: IpAddr) -> Result<IpAddr, LifecycleError> {
+fn data_path(asked: &str, default: IpAddr) -> Result<IpAddr, LifecycleError> {
     if asked.is_empty() {
         return Ok(default);
     }

@@ -6,4 +6,5 @@
 
 mod host;
 mod join;
+mod locked;
 mod restart;
