@@ -1,16 +1,20 @@
 //! The shortcut of established connections: the map, reading a packet for it, and rewriting one.
 //!
-//! IPVS decides. The first packets of a connection go through the ingress namespace's stack, and
-//! where they leave it for the task `shortcut_learn` remembers what IPVS has made of them. From
+//! IPVS decides. The first packet of a connection goes through the ingress namespace's stack, and
+//! where it leaves that for the task `shortcut_learn` remembers what IPVS has made of it. From
 //! then on `shortcut_in` and `shortcut_out` do the same to the connection's packets without
 //! routing, bridge and IPVS.
 //!
 //! | packet | way |
 //! |---|---|
-//! | TCP with SYN, FIN or RST, and all that follows a FIN or RST the same way | IPVS |
-//! | first of [`SHORTCUT_RENEWAL_NS`] | IPVS, which keeps its connection entry alive or decides anew |
+//! | the client's SYN, and the first after it | IPVS, whose connection is then established |
+//! | FIN or RST, either way | IPVS, which lets go of its connection entry soon |
+//! | the client's first of [`SHORTCUT_RENEWAL_NS`] | IPVS, which keeps its connection entry alive or decides anew |
 //! | IPv6, fragments, options, TTL 1, larger than the MTU | IPVS |
 //! | everything else | shortcut, when there is one |
+//!
+//! The rest of the handshake IPVS does not need: to its table (`tcp_states`,
+//! `net/netfilter/ipvs/ip_vs_proto_tcp.c`) SYN and acknowledgement of the client make an established connection.
 //!
 //! What is remembered is never needed: without it a packet goes through IPVS.
 
@@ -19,9 +23,9 @@ use aya_ebpf::helpers::bpf_check_mtu;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{ShortcutDraft, ShortcutKey, ShortcutValue, capacity, shortcut_state};
+use swarm_ebpf_common::{ShortcutDraft, ShortcutKey, ShortcutValue, capacity};
 
-use crate::packet::{ETHERNET_LEN, PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, reach, tcp};
+use crate::packet::{ETHERNET_LEN, PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, reach};
 
 #[map(name = "shortcuts")]
 pub static SHORTCUTS: LruHashMap<ShortcutKey, ShortcutValue> =
@@ -110,16 +114,6 @@ pub fn packet(ctx: &TcContext, way: u8) -> Option<Packet> {
         tcp_flags,
         ttl,
     })
-}
-
-/// Notes what a packet's flags say about the connection.
-#[inline(always)]
-pub fn note_state(known: &mut ShortcutValue, tcp_flags: u8) {
-    if tcp_flags & (tcp::FIN | tcp::RST) != 0 {
-        known.state = shortcut_state::CLOSED;
-    } else if tcp_flags & tcp::SYN != 0 {
-        known.state = shortcut_state::OPENING;
-    }
 }
 
 /// Does to a packet what IPVS and the stack would do: one hop less to live, another destination

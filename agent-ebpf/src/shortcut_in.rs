@@ -10,7 +10,7 @@ use swarm_ebpf_common::{
 
 use crate::NEXT;
 use crate::packet::tcp;
-use crate::shortcut::{DRAFT, SHORTCUTS, note_state, packet, rewrite};
+use crate::shortcut::{DRAFT, SHORTCUTS, packet, rewrite};
 
 /// Entry point.
 #[classifier]
@@ -21,14 +21,15 @@ pub fn shortcut_in(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn inward(ctx: &TcContext) -> Option<i32> {
     let packet = packet(ctx, shortcut_way::IN)?;
-    if let Some(known) = SHORTCUTS.get_ptr_mut(packet.key) {
+    if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
+        return None;
+    }
+    if packet.tcp_flags & tcp::SYN == 0
+        && let Some(known) = SHORTCUTS.get_ptr_mut(packet.key)
+    {
         // SAFETY: the map owns the value. It changes only by replacement of the whole value and in
-        // two aligned integers, which may be lost: then IPVS sees a packet more.
+        // one aligned integer, which may be lost: then IPVS sees a packet more.
         let known = unsafe { &mut *known };
-        note_state(known, packet.tcp_flags);
-        if known.state == shortcut_state::CLOSED {
-            return None;
-        }
         // SAFETY: a helper without arguments.
         let age_ns = unsafe { bpf_ktime_get_coarse_ns() }.saturating_sub(known.balanced_ns);
         let renewal_ns = if packet.tcp_flags == 0 {
@@ -36,21 +37,21 @@ fn inward(ctx: &TcContext) -> Option<i32> {
         } else {
             SHORTCUT_RENEWAL_NS
         };
-        if known.state == shortcut_state::OPEN
-            && age_ns < renewal_ns
-            && let Some(rewritten) = rewrite(ctx, &packet, known, true)
-        {
-            return Some(match rewritten {
-                // SAFETY: a helper without pointers.
-                Ok(()) => unsafe { bpf_redirect(known.ifindex, 0) as i32 },
-                Err(verdict) => verdict,
-            });
+        if age_ns < renewal_ns {
+            if known.state != shortcut_state::OPEN {
+                known.state = shortcut_state::OPEN;
+                return None;
+            }
+            if let Some(rewritten) = rewrite(ctx, &packet, known, true) {
+                return Some(match rewritten {
+                    // SAFETY: a helper without pointers.
+                    Ok(()) => unsafe { bpf_redirect(known.ifindex, 0) as i32 },
+                    Err(verdict) => verdict,
+                });
+            }
         }
     }
-    // IPVS has seen the handshake when the client acknowledges: only then is it worth remembering.
-    if packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
-        && let Some(draft) = DRAFT.get_ptr_mut(0)
-    {
+    if let Some(draft) = DRAFT.get_ptr_mut(0) {
         // SAFETY: the map owns the value and it belongs to this CPU; the kernel gives every
         // program a valid context.
         unsafe {

@@ -8,7 +8,7 @@ use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{ShortcutKey, ShortcutValue, shortcut_state, shortcut_way};
 
 use crate::NEXT;
-use crate::packet::reach;
+use crate::packet::{reach, tcp};
 use crate::shortcut::{DRAFT, Headers, SHORTCUTS, packet};
 
 /// Entry point.
@@ -63,7 +63,11 @@ fn compare(ctx: &TcContext) -> Option<()> {
         balanced_ns: now_ns,
         address: given.destination,
         port: given.destination_port,
-        state: shortcut_state::OPEN,
+        state: if packet.tcp_flags & tcp::SYN == 0 {
+            shortcut_state::OPEN
+        } else {
+            shortcut_state::OPENING
+        },
         ifindex,
         macs,
     };
@@ -86,5 +90,10 @@ fn compare(ctx: &TcContext) -> Option<()> {
     };
     // The way out first: a packet inward without it only costs its answer the shortcut.
     SHORTCUTS.insert(back, outward, u64::from(BPF_ANY)).ok()?;
-    SHORTCUTS.insert(asked, inward, u64::from(BPF_ANY)).ok()
+    let learned = SHORTCUTS.insert(asked, inward, u64::from(BPF_ANY));
+    if learned.is_err() {
+        // What was known before is of another decision.
+        let _ = SHORTCUTS.remove(asked);
+    }
+    learned.ok()
 }

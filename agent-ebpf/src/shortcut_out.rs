@@ -9,10 +9,12 @@ use aya_ebpf::helpers::{bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{Mac, capacity, shortcut_state, shortcut_way};
+use swarm_ebpf_common::{Mac, capacity, shortcut_way};
 
 use crate::flow_learn::learn;
-use crate::shortcut::{SHORTCUTS, note_state, packet as read, rewrite};
+use crate::mesh_uplink::CONFIG;
+use crate::packet::tcp;
+use crate::shortcut::{SHORTCUTS, packet as read, rewrite};
 use crate::{NEXT, packet};
 
 #[map(name = "task_macs")]
@@ -30,11 +32,17 @@ pub fn shortcut_out(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn arrived(ctx: &TcContext) -> Option<i32> {
     let (destination, _) = packet::macs(ctx)?;
-    // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
-    match unsafe { TASK_MACS.get(Mac::new(destination)) } {
-        Some(port) => inward(ctx, *port),
-        None => outward(ctx),
+    let is_ours = CONFIG
+        .get(0)
+        .is_some_and(|config| config.mac.octets == destination);
+    // What is for this node as an ingress node is for no task.
+    if !is_ours
+        // SAFETY: the value is one integer; an entry replaced meanwhile is as good.
+        && let Some(port) = unsafe { TASK_MACS.get(Mac::new(destination)) }
+    {
+        return inward(ctx, *port);
     }
+    outward(ctx)
 }
 
 /// What an ingress node sends to the task behind `port`. What others send goes by the bridge, and at
@@ -58,14 +66,11 @@ fn inward(ctx: &TcContext, port: u32) -> Option<i32> {
 #[inline(always)]
 fn outward(ctx: &TcContext) -> Option<i32> {
     let packet = read(ctx, shortcut_way::OUT)?;
-    let known = SHORTCUTS.get_ptr_mut(packet.key)?;
-    // SAFETY: the map owns the value. It changes only by replacement of the whole value and in one
-    // aligned integer, which may be lost: then IPVS misses the end of a connection.
-    let known = unsafe { &mut *known };
-    note_state(known, packet.tcp_flags);
-    if known.state != shortcut_state::OPEN {
+    if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
         return None;
     }
+    // SAFETY: the value changes only by replacement of the whole value.
+    let known = unsafe { SHORTCUTS.get(packet.key) }?;
     Some(match rewrite(ctx, &packet, known, false)? {
         // SAFETY: a helper without pointers.
         Ok(()) => unsafe { bpf_redirect_peer(known.ifindex, 0) as i32 },

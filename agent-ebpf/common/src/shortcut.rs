@@ -53,10 +53,8 @@ pub struct ShortcutValue {
 pub mod shortcut_state {
     /// Packets take the shortcut.
     pub const OPEN: u16 = 0;
-    /// This end has finished or reset the connection: IPVS has to see the rest.
-    pub const CLOSED: u16 = 1;
-    /// A new connection from the same port has begun: IPVS has to see it until it is learned anew.
-    pub const OPENING: u16 = 2;
+    /// The client has asked for a connection: IPVS has to see the end of the handshake. Inward only.
+    pub const OPENING: u16 = 1;
 }
 
 /// The packet that IPVS is working on: written where it enters the ingress namespace, read where it

@@ -3,12 +3,14 @@
 //! ```text
 //! set egress, egress6              addresses of the tasks here that may reach the outside
 //! chain prerouting, output (raw)   VXLAN is not tracked: no connection tracking on the mesh
-//! chain forward, input   VXLAN from sw-e1h: dropped, lest a task gets into networks not its own
-//! chain forward    from sw-e1h, not in the set: dropped
+//! chain forward    VXLAN from sw-e1h: dropped, lest a task gets into networks not its own
+//!                  from sw-e1h, not in the set: dropped
 //!                  to sw-e1h, no answer to something from inside: dropped
 //!                  IPv4 from a guarded uplink, not to sw-e1h: dropped
 //!                  IPv6 neither from nor to sw-e1h, while guarded: dropped
-//! chain input      from sw-e1h, not in the set, no answer to the host: dropped
+//! chain input      not from sw-e1h: accepted
+//!                  VXLAN: dropped, as above
+//!                  not in the set, no answer to the host: dropped
 //! chain postrouting (nat)          from the set, not to sw-e1h: masqueraded
 //! ```
 //!
@@ -205,6 +207,10 @@ fn ruleset(firewall: &Firewall) -> Ruleset {
     forward.push(rule([output(HOST_VETH, true), unasked(), drop_it()]));
     forward.extend(firewall.guarded.iter().map(|uplink| guard(uplink)));
     forward.extend(firewall.guarded6.then(guard6));
+    // Most of what comes in is the tunnel's: one comparison is enough for it.
+    let others = Expression::interface(MetaKey::InputName, HOST_VETH, false).to_vec();
+    let mut to_host = vec![rule([others, vec![Expression::Verdict(Verdict::Accept)]])];
+    to_host.extend(from_tasks(rule([unasked(), drop_it()])));
     let masquerade = SIDES.map(|side| {
         let leaves = output(HOST_VETH, false);
         rule([source(&side, true), leaves, vec![Expression::Masquerade]])
@@ -222,10 +228,7 @@ fn ruleset(firewall: &Firewall) -> Ruleset {
         ("prerouting", raw(HookPoint::Prerouting)),
         ("output", raw(HookPoint::Output)),
         (FORWARD, filter(HookPoint::Forward, forward)),
-        (
-            "input",
-            filter(HookPoint::Input, from_tasks(rule([unasked(), drop_it()]))),
-        ),
+        ("input", filter(HookPoint::Input, to_host)),
         (
             "postrouting",
             chain(

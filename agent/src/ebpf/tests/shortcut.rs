@@ -150,26 +150,56 @@ fn beginning_and_end_of_a_connection_go_through_the_balancer() {
             tcp_flags,
             ..asked(true)
         };
-        // A SYN is not remembered: the handshake is IPVS's.
-        balance(&mesh, &with(SYN));
-        assert_eq!(in_and_out(&mesh, &with(ACK)), (NEXT, NEXT));
-        for end in [FIN | ACK, RST, SYN] {
-            // The same port again and again.
-            let opening = bytes(&with(SYN));
-            assert_eq!(verdict(&mesh, Program::ShortcutIn, &opening), NEXT);
-            balance(&mesh, &with(ACK));
-            assert_eq!(in_and_out(&mesh, &with(ACK)), (REDIRECT, REDIRECT));
-            assert_eq!(
-                verdict(&mesh, Program::ShortcutIn, &bytes(&with(end))),
-                NEXT
+        // The same port again and again: what was known of it is known anew.
+        for task in [TASK, Ipv4Addr::new(10, 255, 0, 77)] {
+            let answer = |tcp_flags| {
+                bytes(&Frame {
+                    source: task,
+                    ..answered(&with(tcp_flags))
+                })
+            };
+            let inward = |tcp_flags| verdict(&mesh, Program::ShortcutIn, &bytes(&with(tcp_flags)));
+            let outward = |tcp_flags| verdict(&mesh, Program::ShortcutOut, &answer(tcp_flags));
+            assert_eq!(inward(SYN), NEXT);
+            let sent = bytes(&Frame {
+                destination: task,
+                ..balanced(&with(SYN))
+            });
+            assert_eq!(verdict(&mesh, Program::ShortcutLearn, &sent), NEXT);
+            assert_eq!(outward(SYN | ACK), REDIRECT, "IPVS does without");
+            assert_eq!(inward(ACK), NEXT, "makes IPVS's connection established");
+            assert_eq!((inward(ACK), outward(ACK)), (REDIRECT, REDIRECT));
+            let (_, sent) = run_on(
+                &mesh,
+                Program::ShortcutIn,
+                &bytes(&with(ACK)),
+                ifindex("lo"),
             );
-            assert_eq!(
-                in_and_out(&mesh, &with(ACK)),
-                (NEXT, REDIRECT),
-                "the other half goes on"
-            );
-            assert_eq!(in_and_out(&mesh, &with(end)), (NEXT, NEXT));
-            assert_eq!(in_and_out(&mesh, &with(ACK)), (NEXT, NEXT));
+            assert_eq!(sent[30..34], task.octets());
+            for end in [FIN | ACK, RST] {
+                assert_eq!((inward(end), outward(end)), (NEXT, NEXT));
+                assert_eq!((inward(ACK), outward(ACK)), (REDIRECT, REDIRECT));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_handshake_that_the_balancer_let_lie_is_shown_to_it_again() {
+    sandboxed(|sandbox| {
+        stay_on_this_cpu();
+        let mesh = sandbox.load();
+        let opening = Frame {
+            tcp_flags: SYN,
+            ..asked(true)
+        };
+        assert_eq!(verdict(&mesh, Program::ShortcutIn, &bytes(&opening)), NEXT);
+        let acknowledging = Frame {
+            tcp_flags: ACK,
+            ..asked(true)
+        };
+        for _ in 0..3 {
+            assert_eq!(in_and_out(&mesh, &acknowledging), (NEXT, NEXT));
         }
     });
 }

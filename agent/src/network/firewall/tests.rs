@@ -102,6 +102,7 @@ meta nfproto ipv6 iifname != \"sw-e1h\" oifname != \"sw-e1h\" drop
 
 chain input {
 type filter hook input priority filter; policy accept;
+iifname != \"sw-e1h\" accept
 iifname \"sw-e1h\" udp dport 4789 drop
 iifname \"sw-e1h\" ip saddr != @egress ct state ! established,related drop
 iifname \"sw-e1h\" ip6 saddr != @egress6 ct state ! established,related drop
