@@ -22,6 +22,7 @@ mod metrics;
 mod network;
 mod node;
 mod runtime;
+mod selftest;
 mod session;
 mod worker;
 

@@ -35,6 +35,7 @@ const KERNEL_TESTS: [(&str, &str, &[&str]); 2] = [
         &[
             "ebpf::tests::",
             "network::tests::",
+            "network::probe::tests::",
             "runtime::containerd::tests::",
         ],
     ),

@@ -28,6 +28,21 @@ pub(super) fn families(told: &Told) -> Vec<Family> {
             samples: vec![(Vec::new(), told.problems as u64)],
         },
     ];
+    families.push(Family {
+        name: "swarm_selftest_failing_ports",
+        help: "Published ports that do not answer at this node, by its test of itself.",
+        kind: Kind::Gauge,
+        samples: vec![(Vec::new(), told.failing_ports as u64)],
+    });
+    let results = ["answered", "unanswered"].into_iter().zip(told.probes);
+    families.push(Family {
+        name: "swarm_selftest_probes_total",
+        help: "Questions of this node to its own published ports.",
+        kind: Kind::Counter,
+        samples: results
+            .map(|(result, count)| (vec![("result", result.to_owned())], count))
+            .collect(),
+    });
     let services = |name, help, value: fn(&crate::network::ServiceTally) -> u64| Family {
         name,
         help,

@@ -32,6 +32,7 @@
 //! every address on the network has a twin ([`address6`](desired::address6)) with the same MAC
 //! address. Without either, nothing of IPv6 is made.
 
+mod answering;
 mod balance;
 mod check;
 mod connection;
@@ -53,6 +54,7 @@ mod observe;
 mod op;
 mod pass;
 mod plan;
+mod probe;
 mod reconcile;
 mod sockets;
 mod stats;
@@ -62,6 +64,7 @@ mod wanted;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use answering::{Answering, Entry};
 pub(crate) use desired::{
     Attachment, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Overlay,
     Peer, Service, Task, TaskSockets, VirtualService,
@@ -69,6 +72,7 @@ pub(crate) use desired::{
 #[cfg(test)]
 pub(crate) use netns::NetnsDir;
 pub(crate) use netns::{Netns, NetnsError};
+pub(crate) use probe::{Outcome, probe};
 pub(crate) use reconcile::{Applied, NetworkConfig, NetworkError, Reconciler};
 pub(crate) use stats::{NodeStats, ServiceTally, TaskTally};
 pub(crate) use task_netns::{task_connections, task_listens, task_netns};

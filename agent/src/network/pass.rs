@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::error_text::error_text;
 
+use super::answering::{Answering, entries, own_addresses};
 use super::check::{Checked, check};
 use super::desired::{Desired, LocalTask};
 use super::execute::execute;
@@ -17,7 +18,7 @@ use super::kernel::{Failure, Kernel, Scope};
 use super::model::{NetworkName, Place};
 use super::observe::{Look, count, observe};
 use super::op::Op;
-use super::plan::{Plan, plan, teardown};
+use super::plan::{Plan, plan, plan_for, teardown};
 use super::reconcile::{Applied, NetworkError};
 use super::stats::{NodeStats, node_stats};
 
@@ -37,13 +38,21 @@ pub(super) struct Pass {
     /// The desired state with both taken into account.
     effective: Option<Desired>,
     applied: watch::Sender<Applied>,
+    /// Which ports are to answer.
+    answering: watch::Sender<Answering>,
+    /// Whether something else is desired since the last pass that reached it.
+    is_new: bool,
     /// The counters as they were read last, and when.
     stats: Option<(Instant, Arc<NodeStats>)>,
 }
 
 impl Pass {
-    /// Nothing desired yet. What becomes of the passes is told by `applied`.
-    pub(super) fn new(kernel: Kernel, applied: watch::Sender<Applied>) -> Self {
+    /// Nothing desired yet. What becomes of the passes is told by `applied` and `answering`.
+    pub(super) fn new(
+        kernel: Kernel,
+        applied: watch::Sender<Applied>,
+        answering: watch::Sender<Answering>,
+    ) -> Self {
         Self {
             kernel,
             current: None,
@@ -51,6 +60,8 @@ impl Pass {
             released: BTreeSet::new(),
             effective: None,
             applied,
+            answering,
+            is_new: true,
             stats: None,
         }
     }
@@ -67,6 +78,7 @@ impl Pass {
 
     /// Takes what was prepared and released into account.
     fn update_effective(&mut self) {
+        self.is_new = true;
         self.effective = self.current.as_ref().map(|(desired, _)| {
             let mut desired = Desired::clone(desired);
             desired
@@ -136,6 +148,7 @@ impl Pass {
         self.prepared.clear();
         self.released.clear();
         self.applied.send_replace(Applied::default());
+        self.answering.send_replace(Answering::default());
         let (observed, unreadable) = observe(&mut self.kernel, Look::AndRepair)
             .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
         let ops = teardown(&observed);
@@ -196,9 +209,22 @@ impl Pass {
         };
         let (problems, failures) = match observe(&mut self.kernel, Look::AndRepair) {
             Ok((observed, mut failures)) => {
-                let Plan { ops, problems } = plan(&observed, desired);
+                let (Plan { ops, problems }, wanted) = plan_for(&observed, desired);
                 log_ops(&ops);
                 failures.extend(execute(&mut self.kernel, &ops));
+                if self.is_new || !ops.is_empty() {
+                    let entries = entries(&wanted);
+                    let repairs = u64::from(!self.is_new && failures.is_empty());
+                    self.answering.send_if_modified(|answering| {
+                        let changed = repairs > 0 || *answering.entries != entries;
+                        answering.repairs += repairs;
+                        if changed {
+                            answering.entries = Arc::new(entries);
+                            answering.own = own_addresses(desired);
+                        }
+                        changed
+                    });
+                }
                 (problems, failures)
             }
             Err(source) => {
@@ -209,6 +235,7 @@ impl Pass {
         let reached = failures
             .iter()
             .all(|failure| matches!(failure.scope, Scope::Task(_)));
+        self.is_new &= !reached;
         let before = self.applied.borrow().clone();
         let generation = if reached {
             Some(*generation)

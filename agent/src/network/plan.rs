@@ -31,11 +31,14 @@ pub(super) struct Plan {
 
 /// What leads from `observed` to `desired`. Empty when nothing is to be done.
 pub(super) fn plan(observed: &Observed, desired: &Desired) -> Plan {
+    plan_for(observed, desired).0
+}
+
+/// The same, and what the kernel holds once it is carried out.
+pub(super) fn plan_for(observed: &Observed, desired: &Desired) -> (Plan, Wanted) {
     let (wanted, problems) = wanted(observed, desired);
-    Plan {
-        ops: difference(observed, &wanted),
-        problems,
-    }
+    let ops = difference(observed, &wanted);
+    (Plan { ops, problems }, wanted)
 }
 
 /// What leads from `observed` to nothing of ours.

@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::error_text::error_text;
 
+use super::answering::Answering;
 use super::check::Checked;
 use super::desired::{Desired, LocalTask};
 use super::kernel::{Failure, Kernel, KernelError};
@@ -165,6 +166,7 @@ pub(crate) struct Reconciler {
     desired: watch::Sender<Option<(Arc<Desired>, u64)>>,
     requests: mpsc::Sender<Request>,
     applied: watch::Receiver<Applied>,
+    answering: watch::Receiver<Answering>,
 }
 
 #[derive(Debug)]
@@ -196,6 +198,7 @@ impl Reconciler {
         let config = config.clone();
         let (desired, desired_changes) = watch::channel(None);
         let (applied_changes, applied) = watch::channel(Applied::default());
+        let (answering_changes, answering) = watch::channel(Answering::default());
         let (requests, incoming) = mpsc::channel(MAX_REQUESTS);
         let (started, start) = std::sync::mpsc::sync_channel(1);
         let work = move || {
@@ -207,7 +210,8 @@ impl Reconciler {
                 Err(error) => return drop(started.send(Err(NetworkError::Start(error)))),
             };
             runtime.block_on(async {
-                match Shell::new(&config, applied_changes, desired_changes, incoming) {
+                let changes = (applied_changes, answering_changes);
+                match Shell::new(&config, changes, desired_changes, incoming) {
                     Ok(shell) => {
                         let _ = started.send(Ok(()));
                         shell.run().await;
@@ -224,6 +228,7 @@ impl Reconciler {
             desired,
             requests,
             applied,
+            answering,
         })
     }
 
@@ -236,6 +241,11 @@ impl Reconciler {
     /// How far the kernel is, as it changes.
     pub(crate) fn applied(&self) -> watch::Receiver<Applied> {
         self.applied.clone()
+    }
+
+    /// Which published ports are to answer here, as that changes.
+    pub(crate) fn answering(&self) -> watch::Receiver<Answering> {
+        self.answering.clone()
     }
 
     /// Makes the namespace of a local task and connects it to the ingress network, and returns
@@ -312,14 +322,14 @@ struct Shell {
 impl Shell {
     fn new(
         config: &NetworkConfig,
-        applied: watch::Sender<Applied>,
+        (applied, answering): (watch::Sender<Applied>, watch::Sender<Answering>),
         desired: watch::Receiver<Option<(Arc<Desired>, u64)>>,
         requests: mpsc::Receiver<Request>,
     ) -> Result<Self, NetworkError> {
         let kernel = Kernel::new(config.run_dir.join(NETNS_DIR), config.bpffs_dir.clone())
             .map_err(NetworkError::Open)?;
         let host = Monitor::open(&kernel.open[&Place::Host].netns, &HOST_GROUPS)?;
-        let pass = Pass::new(kernel, applied);
+        let pass = Pass::new(kernel, applied, answering);
         Ok(Self {
             pass,
             host,

@@ -25,6 +25,7 @@ use crate::identity::{Connector, Credentials, Membership, Renewer, StateStore, T
 use crate::network::{NetworkConfig, NetworkError, Reconciler, task_connections, task_listens};
 use crate::runtime::containerd::{ContainerdConfig, ContainerdRuntime};
 use crate::runtime::{Runtime, RuntimeError};
+use crate::selftest::{Found, SelfTest};
 use crate::session::{Assigned, Report, Session};
 use crate::worker::{NetworkFeed, TaskNetwork, Worker, local_task};
 
@@ -49,6 +50,7 @@ pub(super) struct Active {
     problems: watch::Receiver<Vec<NodeProblem>>,
     assigned: watch::Receiver<Arc<Assigned>>,
     network: Arc<Reconciler>,
+    found: watch::Receiver<Found>,
     names: NameServers,
     runtime: Arc<dyn Runtime>,
     stop: CancellationToken,
@@ -114,6 +116,15 @@ impl Active {
         };
         tasks.spawn(stopping(&stop, feed.run()));
 
+        let found = watch::Sender::new(Found::default());
+        let test = SelfTest {
+            run_dir: config.run_dir.clone(),
+            answering: network.answering(),
+            assigned: assigned.subscribe(),
+            found: found.clone(),
+        };
+        tasks.spawn(stopping(&stop, test.run()));
+
         let worker = Worker {
             runtime: runtime.clone(),
             network: Arc::new(TaskNetworkOf {
@@ -174,6 +185,7 @@ impl Active {
             problems: problems.subscribe(),
             assigned: told,
             network,
+            found: found.subscribe(),
             names,
             runtime,
             stop,
@@ -188,7 +200,13 @@ impl Active {
             problems: self.problems.borrow().len(),
             assigned: self.assigned.borrow().clone(),
             network: self.network.clone(),
+            found: self.found.borrow().clone(),
         }
+    }
+
+    /// What this node's test of itself has found, in words that name the remedy.
+    pub(super) fn found(&self) -> Vec<String> {
+        self.found.borrow().texts(&self.assigned.borrow())
     }
 
     /// This node's networks.

@@ -449,11 +449,11 @@ impl Agent {
         }
     }
 
-    /// The networks of a member.
-    pub(super) fn network(&self) -> Result<Arc<Reconciler>, LifecycleError> {
+    /// The networks of a member, and what its test of itself has found.
+    pub(super) fn network(&self) -> Result<(Arc<Reconciler>, Vec<String>), LifecycleError> {
         let active = self.active.try_lock().map_err(|_| LifecycleError::Busy)?;
         let active = active.as_ref().ok_or(LifecycleError::NotMember)?;
-        Ok(active.network())
+        Ok((active.network(), active.found()))
     }
 
     /// Ends what this process does; containers, networks and the mesh go on.

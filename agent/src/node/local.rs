@@ -139,8 +139,10 @@ impl LocalAgent for Local {
         &self,
         _: Request<v1::CheckMeshRequest>,
     ) -> Result<Response<v1::CheckMeshResponse>, Status> {
-        let checked = self.agent.network()?.check().await;
-        let checked = checked.map_err(LifecycleError::from)?;
+        let (network, found) = self.agent.network()?;
+        let checked = network.check().await;
+        let mut checked = checked.map_err(LifecycleError::from)?;
+        checked.problems.extend(found);
         let differences = checked.differences.into_iter();
         Ok(Response::new(v1::CheckMeshResponse {
             differences: differences

@@ -7,6 +7,7 @@ use swarm_api::v1;
 use swarm_model::{ServiceId, TaskId};
 
 use crate::network::{NetworkError, NodeStats, Reconciler, ServiceTally, TaskTally};
+use crate::selftest::Found;
 use crate::session::Assigned;
 
 /// How a member stands, and what names the things that are counted.
@@ -19,6 +20,8 @@ pub(super) struct Standing {
     pub(super) assigned: Arc<Assigned>,
     /// Who reads the counters.
     pub(super) network: Arc<Reconciler>,
+    /// What its test of itself has found.
+    pub(super) found: Found,
 }
 
 /// What a node tells.
@@ -36,6 +39,10 @@ pub(crate) struct Told {
     pub(crate) tasks: Vec<ToldTask>,
     /// What the mesh's programs have counted, by event.
     pub(crate) events: BTreeMap<&'static str, u64>,
+    /// Published ports that do not answer here, by the node's test of itself.
+    pub(crate) failing_ports: usize,
+    /// That test's questions: answered, and not.
+    pub(crate) probes: [u64; 2],
 }
 
 /// What was counted of a service.
@@ -75,6 +82,8 @@ impl Standing {
         let mut told = named(&self.assigned, &stats);
         told.connected = self.connected;
         told.problems = self.problems;
+        told.failing_ports = self.found.failing.len();
+        told.probes = [self.found.answered, self.found.unanswered];
         Ok(told)
     }
 }
@@ -128,6 +137,8 @@ fn named(assigned: &Assigned, stats: &NodeStats) -> Told {
         services,
         tasks,
         events: stats.events.clone(),
+        failing_ports: 0,
+        probes: [0; 2],
     }
 }
 

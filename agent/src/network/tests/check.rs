@@ -24,7 +24,7 @@ fn pass(world: &World) -> Pass {
         .run(move || Kernel::new(config.run_dir.join("netns"), config.bpffs_dir).unwrap())
         .unwrap();
     let (applied, _) = watch::channel(Applied::default());
-    let mut pass = Pass::new(kernel, applied);
+    let mut pass = Pass::new(kernel, applied, watch::Sender::default());
     let desired = world.desired(1, &[(1, 1), (2, 2)], &[(8080, &[1, 2])]);
     pass.desire(Some((Arc::new(desired), 1)));
     pass
