@@ -90,6 +90,8 @@ enum Denied {
         "node {0} was removed from the swarm: run `swarmctl swarm leave` on it, then join again"
     )]
     Removed(NodeId),
+    #[error("this manager has not been sent the swarm yet: try again in a moment")]
+    NotReady,
     #[error(transparent)]
     Forged(#[from] Forged),
 }
@@ -99,6 +101,7 @@ impl From<Denied> for Status {
         let text = denied.to_string();
         match denied {
             Denied::UnknownMethod => Self::unimplemented(text),
+            Denied::NotReady => Self::unavailable(text),
             Denied::NoCertificate => Self::unauthenticated(text),
             Denied::NotManager | Denied::NotLocal | Denied::Removed(_) | Denied::Forged(_) => {
                 Self::permission_denied(text)
@@ -128,6 +131,8 @@ fn authorise(path: &str, identity: &Identity, state: &State) -> Result<(), Denie
         // A new manager knows nobody before it has been sent the log; until then a certificate under the
         // swarm's root is all there is to go by.
         Identity::Node { role, .. } if access == Access::Peer && state.cluster().is_none() => *role,
+        // Nobody was removed either.
+        Identity::Node { .. } if state.cluster().is_none() => return Err(Denied::NotReady),
         Identity::Node { id, role } => {
             let node = state.node(id).ok_or_else(|| Denied::Removed(id.clone()))?;
             // A certificate from before a demotion is good for no more than the node is now.
@@ -231,6 +236,25 @@ mod tests {
         let mut table = METHODS.map(|(method, _)| method.to_owned());
         table.sort();
         assert_eq!(table.to_vec(), declared());
+    }
+
+    #[test]
+    fn a_manager_that_knows_nobody_yet_says_so_and_calls_nobody_removed() {
+        let id = NodeId::random(&mut rand::rng());
+        let node = |role| Identity::Node {
+            id: id.clone(),
+            role,
+        };
+        let state = State::default();
+        let session = "/swarm.v1.Dispatcher/Session";
+        for role in [Role::Worker, Role::Manager] {
+            let denied = authorise(session, &node(role), &state);
+            assert_eq!(denied, Err(Denied::NotReady));
+        }
+        let deliver = "/swarm.v1.Raft/Deliver";
+        assert_eq!(authorise(deliver, &node(Role::Manager), &state), Ok(()));
+        let denied = authorise(deliver, &node(Role::Worker), &state);
+        assert_eq!(denied, Err(Denied::NotManager));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use swarm_api::v1::local_agent_client::LocalAgentClient;
 use swarm_api::v1::local_control_client::LocalControlClient;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Longest wait for an answer. Joining is the longest of all: ten tries, two seconds apart, and
 /// then twenty seconds for the session.
@@ -182,7 +182,34 @@ pub(crate) fn answer<T>(result: Result<Response<T>, Status>) -> anyhow::Result<T
     }
 }
 
+/// The answer to a question that is asked again and again; none while nobody can answer it, as
+/// between two leaders.
+pub(crate) fn answer_now<T>(result: Result<Response<T>, Status>) -> anyhow::Result<Option<T>> {
+    match result {
+        Err(status) if status.code() == Code::Unavailable => Ok(None),
+        result => answer(result).map(Some),
+    }
+}
+
 /// An error with its causes, on one line.
 pub(crate) fn error_text(error: &anyhow::Error) -> String {
     format!("{error:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_leader_a_question_is_asked_again_and_other_refusals_are_told() {
+        let none = answer_now::<()>(Err(Status::unavailable("no leader just now")));
+        assert!(matches!(none, Ok(None)));
+        let refused = answer_now::<()>(Err(Status::not_found("no such service")));
+        assert_eq!(
+            refused.expect_err("a refusal").to_string(),
+            "no such service"
+        );
+        let answered = answer_now(Ok(Response::new(1)));
+        assert!(matches!(answered, Ok(Some(1))));
+    }
 }

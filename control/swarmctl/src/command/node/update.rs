@@ -11,7 +11,7 @@ use tonic::transport::Channel;
 
 use super::role;
 use crate::command::service::parse_label;
-use crate::connect::{Sockets, answer, request};
+use crate::connect::{Sockets, answer, answer_now, request};
 
 /// How often the progress of a drain is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
@@ -117,14 +117,21 @@ async fn wait(
         let message = v1::GetDrainRequest {
             reference: id.to_owned(),
         };
-        let drain = answer(control.get_drain(request(message)).await)?;
-        match progress.look(name, &drain, begun.elapsed(), timeout) {
-            Standing::Empty => {
-                shown.tell(&format!("node {name} is drained"));
-                return Ok(());
-            }
-            Standing::UnderWay(line) => shown.tell(&line),
-            Standing::GivenUp(reason) => anyhow::bail!(reason),
+        let elapsed = begun.elapsed();
+        match answer_now(control.get_drain(request(message)).await)? {
+            Some(drain) => match progress.look(name, &drain, elapsed, timeout) {
+                Standing::Empty => {
+                    shown.tell(&format!("node {name} is drained"));
+                    return Ok(());
+                }
+                Standing::UnderWay(line) => shown.tell(&line),
+                Standing::GivenUp(reason) => anyhow::bail!(reason),
+            },
+            None if elapsed >= timeout => anyhow::bail!(
+                "no manager answers after {} s; the drain of node {name} goes on when they do",
+                elapsed.as_secs()
+            ),
+            None => {}
         }
         tokio::select! {
             () = tokio::time::sleep(POLL_INTERVAL) => {}

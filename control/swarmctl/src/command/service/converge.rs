@@ -9,7 +9,7 @@ use swarm_api::v1::control_client::ControlClient;
 use swarm_model::{DesiredState, Service, ServiceId, Task, TaskState};
 use tonic::transport::Channel;
 
-use crate::connect::{answer, request};
+use crate::connect::{answer_now, request};
 
 /// How often it is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -53,14 +53,23 @@ impl Waiting {
         if self.detach {
             return Ok(());
         }
-        let already_failed: BTreeSet<_> = failed(&tasks(control, id).await?).collect();
+        let mut already_failed: Option<BTreeSet<_>> = None;
         let show = std::io::stderr().is_terminal();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(self.wait_timeout);
         let mut converged_at = None;
         loop {
-            let service = super::find(control, id.as_str()).await?;
-            let tasks = tasks(control, id).await?;
-            let standing = standing(&service, &tasks, &already_failed);
+            let Some((service, tasks)) = look(control, id).await? else {
+                if tokio::time::Instant::now() > deadline {
+                    anyhow::bail!(
+                        "no manager answers after {} s; the swarm goes on when they do",
+                        self.wait_timeout
+                    );
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+                continue;
+            };
+            let already_failed = already_failed.get_or_insert_with(|| failed(&tasks).collect());
+            let standing = standing(&service, &tasks, already_failed);
             if standing != Standing::Converged {
                 converged_at = None;
             }
@@ -109,16 +118,26 @@ impl Waiting {
     }
 }
 
-async fn tasks(control: &mut ControlClient<Channel>, id: &ServiceId) -> anyhow::Result<Vec<Task>> {
+/// The service and its tasks; none while nobody can tell, as between two leaders.
+async fn look(
+    control: &mut ControlClient<Channel>,
+    id: &ServiceId,
+) -> anyhow::Result<Option<(Service, Vec<Task>)>> {
+    let message = v1::GetServiceRequest {
+        reference: id.to_string(),
+    };
+    let Some(found) = answer_now(control.get_service(request(message)).await)? else {
+        return Ok(None);
+    };
     let message = v1::ListTasksRequest {
         service_reference: id.to_string(),
     };
-    let found = answer(control.list_tasks(request(message)).await)?;
-    Ok(found
-        .tasks
-        .into_iter()
-        .map(Task::try_from)
-        .collect::<Result<_, _>>()?)
+    let Some(listed) = answer_now(control.list_tasks(request(message)).await)? else {
+        return Ok(None);
+    };
+    let service = Service::try_from(found.service.unwrap_or_default())?;
+    let tasks = listed.tasks.into_iter().map(Task::try_from);
+    Ok(Some((service, tasks.collect::<Result<_, _>>()?)))
 }
 
 fn failed(tasks: &[Task]) -> impl Iterator<Item = swarm_model::TaskId> {
