@@ -47,8 +47,8 @@ pub(super) fn text(entry: &Entry, outcome: Outcome, assigned: &Assigned) -> Stri
         // Not told of by the callers.
         Outcome::Answers => format!("{found} answers"),
         Outcome::Refuses => format!(
-            "{found} refuses connections: see with `swarmctl service ps {service}` and `swarmctl \
-             service logs {service}` whether all of its tasks listen on the port's target"
+            "{found} refuses connections: `swarmctl service ps {service}` shows its tasks; see \
+             whether all of them listen on the port's target"
         ),
         Outcome::Silent => format!(
             "{found} does not answer: see whether UDP port 4789 is open between the data-path \
