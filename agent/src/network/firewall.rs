@@ -208,8 +208,8 @@ fn ruleset(firewall: &Firewall) -> Ruleset {
     forward.extend(firewall.guarded.iter().map(|uplink| guard(uplink)));
     forward.extend(firewall.guarded6.then(guard6));
     // Most of what comes in is the tunnel's: one comparison is enough for it.
-    let others = Expression::interface(MetaKey::InputName, HOST_VETH, false).to_vec();
-    let mut to_host = vec![rule([others, vec![Expression::Verdict(Verdict::Accept)]])];
+    let accept = vec![Expression::Verdict(Verdict::Accept)];
+    let mut to_host = vec![rule([input(HOST_VETH, false), accept])];
     to_host.extend(from_tasks(rule([unasked(), drop_it()])));
     let masquerade = SIDES.map(|side| {
         let leaves = output(HOST_VETH, false);

@@ -10,7 +10,7 @@ use swarm_model::Role;
 use super::active::Active;
 use super::control_process::{Beginning, ControlProcess, Running};
 use super::lifecycle::{
-    Agent, Founded, LOCAL_REQUEST_TIMEOUT, LifecycleError, POLL_INTERVAL, SESSION_TIMEOUT,
+    Agent, Founded, LOCAL_REQUEST_TIMEOUT, LifecycleError, POLL_INTERVAL, SESSION_TIMEOUT, begun,
     control_channel, local_unlock_key, start,
 };
 use super::{address, role};
@@ -69,24 +69,14 @@ impl Agent {
             membership.cluster_id = cluster_id;
             membership
         };
-        let mut running = process.spawn(&Beginning::ForceNewCluster)?;
+        let running = process.spawn(&Beginning::ForceNewCluster)?;
         let begin = async {
             if !unlock_key.is_empty() {
                 self.unlock(unlock_key).await?;
             }
             self.found(membership).await
         };
-        let founded = tokio::select! {
-            founded = begin => founded,
-            end = running.ended() => Err(end.into()),
-        };
-        match founded {
-            Ok(founded) => Ok((founded, running)),
-            Err(error) => {
-                running.stop().await;
-                Err(error)
-            }
-        }
+        begun(running, begin).await
     }
 
     /// Gives the process that begins the key that it waits for: it had it before, from a person.

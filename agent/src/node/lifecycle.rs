@@ -198,7 +198,7 @@ impl Agent {
             certificate_expiry,
             autolock,
         };
-        let mut running = process.spawn(&Beginning::Bootstrap(bootstrap))?;
+        let running = process.spawn(&Beginning::Bootstrap(bootstrap))?;
         let membership = |cluster_id| {
             let managers = vec![advertise.to_string()];
             let mut new = Membership::new(node_id, cluster_id, Role::Manager, managers, data_path);
@@ -206,14 +206,9 @@ impl Agent {
             new.advertise_address = Some(advertise);
             new
         };
-        let founded = tokio::select! {
-            founded = self.found(membership) => founded,
-            end = running.ended() => Err(end.into()),
-        };
-        let founded = match founded {
-            Ok(founded) => founded,
+        let (founded, running) = match begun(running, self.found(membership)).await {
+            Ok(begun) => begun,
             Err(error) => {
-                running.stop().await;
                 self.state.clear()?;
                 return Err(error);
             }
@@ -508,6 +503,25 @@ fn is_gone(status: &tonic::Status) -> bool {
         status.code(),
         tonic::Code::Unavailable | tonic::Code::Unknown
     )
+}
+
+/// What `begin` comes to with a manager's process that has just been spawned, and that process. Without
+/// success it is stopped again.
+pub(super) async fn begun(
+    mut running: Running,
+    begin: impl Future<Output = Result<Founded, LifecycleError>>,
+) -> Result<(Founded, Running), LifecycleError> {
+    let founded = tokio::select! {
+        founded = begin => founded,
+        end = running.ended() => Err(end.into()),
+    };
+    match founded {
+        Ok(founded) => Ok((founded, running)),
+        Err(error) => {
+            running.stop().await;
+            Err(error)
+        }
+    }
 }
 
 /// The unlock key as the manager behind `channel` knows it; empty without autolock.

@@ -289,8 +289,7 @@ impl<'a> Reconcile<'a> {
             };
         }
         let running = slot.running().is_some();
-        let live: Vec<&Arc<Task>> = slot.live.clone();
-        match best(&live) {
+        match best(&slot.live) {
             Some(task) if slot.fallen.is_empty() && self.fit(task) == Fit::Misplaced => {
                 Progress::Misplaced { running }
             }

@@ -295,47 +295,36 @@ async fn no_task_gets_into_a_network_not_its_own() {
     // Task 3 is on network 2 on the same node, 4 on the other one.
     for (number, last) in [(3, 13), (4, 14)] {
         let target = task(&world, number);
-        let address = on_network(2, number);
-        cannot_connect(&from, &target, address);
-        for route in [
+        let gateways = [
             "via 10.0.1.1 dev eth1",
             "via 10.255.0.1 dev eth0",
             "via 10.255.0.2 dev eth0 onlink",
-            "dev eth0",
-            "dev eth1",
-        ] {
-            command(&from, &format!("ip route replace {address} {route}"));
-            // As if somebody had answered who it is.
-            for device in ["eth0", "eth1"] {
-                let mac = format!("02:42:0a:00:02:{last:02x}");
-                command(
-                    &from,
-                    &format!("ip neigh replace {address} lladdr {mac} dev {device} nud permanent"),
-                );
-            }
-            cannot_connect(&from, &target, address);
-        }
-        command(&from, &format!("ip route del {address}"));
-        let address = on_network6(2, number);
-        cannot_connect(&from, &target, address);
-        for route in [
+        ];
+        let gateways6 = [
             "via fd00:b:1::a00:101 dev eth1",
             "via fd00:a::aff:1 dev eth0",
             "via fd00:a::aff:2 dev eth0 onlink",
-            "dev eth0",
-            "dev eth1",
+        ];
+        for (address, gateways) in [
+            (on_network(2, number), gateways),
+            (on_network6(2, number), gateways6),
         ] {
-            command(&from, &format!("ip -6 route replace {address} {route}"));
-            for device in ["eth0", "eth1"] {
-                let mac = format!("02:42:0a:00:02:{last:02x}");
-                command(
-                    &from,
-                    &format!("ip neigh replace {address} lladdr {mac} dev {device} nud permanent"),
-                );
-            }
             cannot_connect(&from, &target, address);
+            for route in gateways.into_iter().chain(["dev eth0", "dev eth1"]) {
+                command(&from, &format!("ip route replace {address} {route}"));
+                // As if somebody had answered who it is.
+                for device in ["eth0", "eth1"] {
+                    let mac = format!("02:42:0a:00:02:{last:02x}");
+                    let neighbour = format!("{address} lladdr {mac} dev {device}");
+                    command(
+                        &from,
+                        &format!("ip neigh replace {neighbour} nud permanent"),
+                    );
+                }
+                cannot_connect(&from, &target, address);
+            }
+            command(&from, &format!("ip route del {address}"));
         }
-        command(&from, &format!("ip -6 route del {address}"));
     }
     seen_as(&task(&world, 3), &task(&world, 4), on_network(2, 4));
     seen_as(&task(&world, 3), &task(&world, 4), on_network6(2, 4));
