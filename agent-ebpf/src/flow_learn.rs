@@ -7,10 +7,13 @@ use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::{HashMap, LruHashMap};
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{FLOW_SEEN_GRAIN_NS, FlowKey, FlowValue, Mac, capacity, flow_state};
+use swarm_ebpf_common::{
+    FLOW_SEEN_GRAIN_NS, FlowKey, FlowValue, Mac, TraceStep, capacity, flow_state,
+};
 
 use crate::packet::{Ports, tcp};
 use crate::shortcut_learn::remember;
+use crate::trace::traced;
 use crate::{NEXT, isolation, packet, translation};
 
 #[map(name = "ingress_macs")]
@@ -25,11 +28,12 @@ pub fn flow_learn(ctx: TcContext) -> i32 {
     remember(&ctx);
     // SAFETY: the kernel gives every program a valid context.
     let port = unsafe { (*ctx.skb.skb).ifindex };
-    match learn(&ctx, port) {
+    let verdict = match learn(&ctx, port) {
         Some(verdict) => verdict,
         None if isolation::may_receive(ctx.skb.skb) => NEXT,
         None => TC_ACT_SHOT,
-    }
+    };
+    traced(&ctx, TraceStep::ToTask, verdict)
 }
 
 /// Remembers the way of a client's packet to the task behind `port`, translating it where it needs

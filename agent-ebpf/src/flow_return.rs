@@ -6,19 +6,26 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{Address, Counter, FlowKey, FragmentValue, flow_state};
+use swarm_ebpf_common::{Address, Counter, FlowKey, FragmentValue, TraceStep, flow_state};
 
-use crate::count::count;
 use crate::flow_learn::{FLOW, closing};
 use crate::headers::{Headers, Part};
 use crate::mesh_uplink::CONFIG;
 use crate::packet::tcp;
+use crate::trace::{drop_for, traced};
 use crate::{NEXT, fragments, headers, isolation, packet, translation};
 
 /// Entry point.
 #[classifier]
 pub fn flow_return(ctx: TcContext) -> i32 {
-    let way = match established(&ctx) {
+    let verdict = sent(&ctx);
+    traced(&ctx, TraceStep::FromTask, verdict)
+}
+
+/// The verdict on what a task sends.
+#[inline(always)]
+fn sent(ctx: &TcContext) -> i32 {
+    let way = match established(ctx) {
         Some(way) => way,
         None => {
             if !isolation::may_send(ctx.skb.skb) {
@@ -31,7 +38,7 @@ pub fn flow_return(ctx: TcContext) -> i32 {
         }
     };
     if way.is_native {
-        send(&ctx, way.mac)
+        send(ctx, way.mac)
     } else {
         translation::outward(ctx.skb.skb)
     }
@@ -73,8 +80,7 @@ fn of_any(skb: *mut __sk_buff) -> i32 {
 pub fn send(ctx: &TcContext, mac: [u8; 6]) -> i32 {
     if ctx.store(0, &mac, 0).is_err() {
         // The way out it would take otherwise masquerades it: of no use to the client.
-        count(Counter::ReturnFailed);
-        return TC_ACT_SHOT;
+        return drop_for(Counter::ReturnFailed);
     }
     let Some(config) = CONFIG.get(0) else {
         return NEXT;

@@ -17,7 +17,7 @@ use crate::packet::{
 };
 
 /// `ETH_P_IPV6` as `__sk_buff::protocol` holds it.
-const PROTOCOL_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+pub const PROTOCOL_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
 /// Protocol numbers (IANA).
 const HOP_BY_HOP: u8 = 0;

@@ -25,12 +25,12 @@ use swarm_ebpf_common::{
     ASKED_NS, Address, Counter, FLOW_SEEN_GRAIN_NS, FlowKey, Mac, PublishedKey, TaskPort, capacity,
 };
 
-use crate::count::count;
 use crate::headers::{FRAGMENT, FRAGMENT_OFFSET6, FragmentHeader, ICMP, ICMP6, Ipv6Header};
 use crate::packet::{
     EthernetHeader, FRAGMENT_OFFSET, Ipv4Header, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
     PortsHeader, tcp,
 };
+use crate::trace::drop_for;
 
 #[map(name = "task_ports")]
 pub static TASK_PORTS: HashMap<u32, TaskPort> = HashMap::pinned(capacity::TASK_PORTS, 0);
@@ -142,7 +142,7 @@ pub fn may_receive(skb: *mut __sk_buff) -> bool {
 /// Why it is not.
 #[inline(always)]
 fn refuse(counter: Counter) -> bool {
-    count(counter);
+    drop_for(counter);
     false
 }
 

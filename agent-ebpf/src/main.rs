@@ -29,6 +29,7 @@ mod sock_recvmsg;
 mod sock_sendmsg;
 mod socket;
 mod socket_context;
+mod trace;
 mod translation;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;

@@ -3,18 +3,18 @@
 //! host's stack would drop it, because its source is a local address there.
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, bpf_fib_lookup,
-    bpf_redir_neigh,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{Address, Counter, capacity};
+use swarm_ebpf_common::{Address, Counter, TraceStep, capacity};
 
 use crate::count::count;
 use crate::mesh_uplink::CONFIG;
 use crate::packet::Ipv4;
+use crate::trace::{drop_for, traced};
 use crate::{NEXT, headers, packet};
 
 #[map(name = "node_addrs")]
@@ -27,7 +27,8 @@ const AF_INET6: u8 = 10;
 /// Entry point.
 #[classifier]
 pub fn mesh_out(ctx: TcContext) -> i32 {
-    reply(&ctx).unwrap_or(NEXT)
+    let verdict = reply(&ctx).unwrap_or(NEXT);
+    traced(&ctx, TraceStep::Out, verdict)
 }
 
 #[inline(always)]
@@ -55,8 +56,7 @@ fn reply(ctx: &TcContext) -> Option<i32> {
     }
     let uplink = CONFIG.get(0)?.uplink_ifindex;
     if uplink == 0 {
-        count(Counter::OutUnroutable);
-        return Some(TC_ACT_SHOT);
+        return Some(drop_for(Counter::OutUnroutable));
     }
     count(Counter::OutByUplink);
     // Without parameters the helper looks up a route bound to that interface.

@@ -9,11 +9,12 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuHashMap};
 use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{
     Address, Config, Counter, FragmentValue, PublishedKey, PublishedValue, ServiceStats, SourceKey,
-    capacity, published_flag,
+    TraceStep, capacity, published_flag,
 };
 
 use crate::count::count;
 use crate::headers::{Headers, Part};
+use crate::trace::{drop_for, traced};
 use crate::{NEXT, fragments, headers, packet};
 
 #[map(name = "config")]
@@ -38,7 +39,8 @@ const VLAN_ID: u32 = 0x0fff;
 /// Entry point.
 #[classifier]
 pub fn mesh_uplink(ctx: TcContext) -> i32 {
-    published(&ctx).unwrap_or(NEXT)
+    let verdict = published(&ctx).unwrap_or(NEXT);
+    traced(&ctx, TraceStep::Uplink, verdict)
 }
 
 #[inline(always)]
@@ -95,7 +97,7 @@ fn request(client: Address, address: Address, port: u16, protocol: u8) -> i64 {
     if flags & published_flag::SOURCES != 0 {
         let client = SourceKey::from_wire(port, protocol, client);
         if SOURCES.get(Key::new(SourceKey::BITS, client)).is_none() {
-            count(Counter::SourceRefused);
+            drop_for(Counter::SourceRefused);
             if let Some(stats) = stats(service) {
                 // SAFETY: the map owns the value and it belongs to this CPU.
                 unsafe { (*stats).refused += 1 };

@@ -18,7 +18,7 @@
 //!
 //! What is remembered is never needed: without it a packet goes through IPVS.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::bpf_check_mtu;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
@@ -26,6 +26,7 @@ use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{ShortcutDraft, ShortcutKey, ShortcutValue, capacity};
 
 use crate::packet::{ETHERNET_LEN, PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, reach};
+use crate::trace::drop_unwritable;
 
 #[map(name = "shortcuts")]
 pub static SHORTCUTS: LruHashMap<ShortcutKey, ShortcutValue> =
@@ -192,7 +193,7 @@ pub fn rewrite(
             mangled | 2,
         )
     };
-    Some(address.and(port).map_err(|_| TC_ACT_SHOT))
+    Some(address.and(port).map_err(|_| drop_unwritable()))
 }
 
 /// The two halves of a word, complemented and added.

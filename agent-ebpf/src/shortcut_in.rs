@@ -5,17 +5,20 @@ use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_redirect};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{
-    SHORTCUT_RENEWAL_NS, SHORTCUT_RENEWAL_UDP_NS, ShortcutDraft, shortcut_state, shortcut_way,
+    SHORTCUT_RENEWAL_NS, SHORTCUT_RENEWAL_UDP_NS, ShortcutDraft, TraceStep, shortcut_state,
+    shortcut_way,
 };
 
 use crate::NEXT;
 use crate::packet::tcp;
 use crate::shortcut::{DRAFT, SHORTCUTS, packet, rewrite};
+use crate::trace::traced;
 
 /// Entry point.
 #[classifier]
 pub fn shortcut_in(ctx: TcContext) -> i32 {
-    inward(&ctx).unwrap_or(NEXT)
+    let verdict = inward(&ctx).unwrap_or(NEXT);
+    traced(&ctx, TraceStep::ShortcutIn, verdict)
 }
 
 #[inline(always)]

@@ -5,17 +5,18 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{ShortcutKey, ShortcutValue, shortcut_state, shortcut_way};
+use swarm_ebpf_common::{ShortcutKey, ShortcutValue, TraceStep, shortcut_state, shortcut_way};
 
 use crate::NEXT;
 use crate::packet::{reach, tcp};
 use crate::shortcut::{DRAFT, Headers, SHORTCUTS, packet};
+use crate::trace::traced;
 
 /// Entry point.
 #[classifier]
 pub fn shortcut_learn(ctx: TcContext) -> i32 {
     remember(&ctx);
-    NEXT
+    traced(&ctx, TraceStep::Tunnel, NEXT)
 }
 
 /// Looks whether this is the packet that `shortcut_in` has left to IPVS, and remembers both ways.

@@ -9,12 +9,13 @@ use aya_ebpf::helpers::{bpf_redirect_peer, bpf_skb_change_type};
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{Mac, capacity, shortcut_way};
+use swarm_ebpf_common::{Mac, TraceStep, capacity, shortcut_way};
 
 use crate::flow_learn::learn;
 use crate::mesh_uplink::CONFIG;
 use crate::packet::tcp;
 use crate::shortcut::{SHORTCUTS, packet as read, rewrite};
+use crate::trace::traced;
 use crate::{NEXT, packet};
 
 #[map(name = "task_macs")]
@@ -26,7 +27,8 @@ const PACKET_HOST: u32 = 0;
 /// Entry point.
 #[classifier]
 pub fn shortcut_out(ctx: TcContext) -> i32 {
-    arrived(&ctx).unwrap_or(NEXT)
+    let verdict = arrived(&ctx).unwrap_or(NEXT);
+    traced(&ctx, TraceStep::ShortcutOut, verdict)
 }
 
 #[inline(always)]

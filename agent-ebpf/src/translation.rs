@@ -18,7 +18,6 @@
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ANY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_NOEXIST,
-    TC_ACT_SHOT,
 };
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
@@ -35,6 +34,7 @@ use crate::flow_return::send;
 use crate::headers::{ERROR_LEN, Headers, Part, Subject, of_packet};
 use crate::isolation::{TARGETS, TASK_PORTS};
 use crate::packet::{ETHERNET_LEN, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, Ports, tcp};
+use crate::trace::drop_for;
 use crate::{NEXT, fragments, packet};
 
 #[map(name = "xlat_in")]
@@ -42,7 +42,7 @@ static XLAT_IN: LruHashMap<TranslationKey, Endpoint> =
     LruHashMap::pinned(capacity::TRANSLATIONS, 0);
 
 #[map(name = "xlat_out")]
-static XLAT_OUT: LruHashMap<FlowKey, Endpoint> = LruHashMap::pinned(capacity::TRANSLATIONS, 0);
+pub static XLAT_OUT: LruHashMap<FlowKey, Endpoint> = LruHashMap::pinned(capacity::TRANSLATIONS, 0);
 
 /// What is too big for the stack. A packet is finished before its CPU takes the next one here.
 #[map(name = "xlat_scratch")]
@@ -139,10 +139,7 @@ pub fn inward(skb: *mut __sk_buff, port: u32) -> i32 {
     let client = Endpoint::from_wire(headers.source, ports.source);
     match decide(scratch, &ports, now_ns) {
         Decision::Native => NEXT,
-        Decision::Drop => {
-            count(Counter::TranslationFailed);
-            TC_ACT_SHOT
-        }
+        Decision::Drop => drop_for(Counter::TranslationFailed),
         Decision::Translated => {
             let seen = scratch.seen.client();
             if headers.part == Part::First && seen.address != client.address {
@@ -337,8 +334,7 @@ fn overlay_address(scratch: &Scratch) -> Option<Address> {
 pub fn outward(skb: *mut __sk_buff) -> i32 {
     let ctx = TcContext::new(skb);
     let Some(mac) = restore(&ctx) else {
-        count(Counter::TranslationFailed);
-        return TC_ACT_SHOT;
+        return drop_for(Counter::TranslationFailed);
     };
     send(&ctx, mac)
 }

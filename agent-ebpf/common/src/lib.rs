@@ -23,6 +23,7 @@ mod isolation;
 mod published;
 mod shortcut;
 mod socket;
+mod trace;
 mod translation;
 
 pub use address::{Address, Mac};
@@ -37,6 +38,7 @@ pub use socket::{
     SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, scope,
     scope_flag,
 };
+pub use trace::{TraceCpu, TraceEvent, TraceFilter, TraceStep};
 pub use translation::{Endpoint, TranslationKey, target_flag};
 
 /// Map names, as in the object and under the pin directory. At most 15 bytes, so that the kernel
@@ -85,6 +87,12 @@ pub mod map {
     /// `LRU_HASH` of [`FlowKey`](crate::FlowKey) to `u64`, the time: which targets of other tasks the
     /// tasks here have asked over UDP and SCTP, each asker in the client's place.
     pub const ASKED: &str = "asked";
+    /// `ARRAY` with one [`TraceFilter`](crate::TraceFilter).
+    pub const TRACE: &str = "trace";
+    /// `PERCPU_ARRAY` with one [`TraceCpu`](crate::TraceCpu).
+    pub const TRACE_CPU: &str = "trace_cpu";
+    /// `RINGBUF` of [`TraceEvent`](crate::TraceEvent)s, which one agent at a time reads.
+    pub const TRACE_EVENTS: &str = "trace_events";
     /// `HASH` of a network namespace's cookie (`u64`) to [`SocketScope`](crate::SocketScope).
     pub const SOCK_SCOPE: &str = "sock_scope";
     /// `HASH` of [`SocketService`](crate::SocketService) to [`SocketTarget`](crate::SocketTarget).
@@ -133,6 +141,8 @@ pub mod capacity {
     /// Translated flows, about 4 MB for each of the two tables. Approximate LRUs: one whose entry is
     /// lost gets another port, which resets a TCP connection.
     pub const TRANSLATIONS: u32 = 32_768;
+    /// Bytes of traced packets that nobody has read yet, some 680. What does not fit is lost.
+    pub const TRACE_EVENTS: u32 = 65_536;
     /// Namespaces of one host: its own and those of its tasks.
     pub const SOCK_SCOPE: u32 = 4_096;
     /// Virtual addresses, once for each different set of networks that tasks here are on, and

@@ -10,7 +10,7 @@ use swarm_ebpf_common::{
     Address, Config, Counter, Endpoint, FlowKey, FlowValue, FragmentKey, FragmentValue, Mac,
     PublishedKey, PublishedValue, ServiceStats, ShortcutDraft, ShortcutKey, ShortcutValue,
     SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey,
-    TaskPort, TranslationKey, capacity, map,
+    TaskPort, TraceCpu, TraceFilter, TranslationKey, capacity, map,
 };
 
 use super::MeshError;
@@ -26,7 +26,7 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 22] = [
+pub(super) const LAYOUTS: [Layout; 25] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
     Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
@@ -48,6 +48,9 @@ pub(super) const LAYOUTS: [Layout; 22] = [
     Layout::of::<FlowKey, u64>(map::ASKED, MapType::LruHash, capacity::ASKED),
     Layout::of::<TranslationKey, Endpoint>(map::XLAT_IN, MapType::LruHash, capacity::TRANSLATIONS),
     Layout::of::<FlowKey, Endpoint>(map::XLAT_OUT, MapType::LruHash, capacity::TRANSLATIONS),
+    Layout::of::<u32, TraceFilter>(map::TRACE, MapType::Array, 1),
+    Layout::of::<u32, TraceCpu>(map::TRACE_CPU, MapType::PerCpuArray, 1),
+    Layout::of::<(), ()>(map::TRACE_EVENTS, MapType::RingBuf, capacity::TRACE_EVENTS),
     Layout::of::<u64, SocketScope>(map::SOCK_SCOPE, MapType::Hash, capacity::SOCK_SCOPE),
     Layout::of::<SocketService, SocketTarget>(
         map::SOCK_SERVICE,

@@ -27,7 +27,8 @@ mod slots;
 mod sockets;
 mod tc;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
+mod trace;
 mod way_out;
 
 pub(crate) use cookie::netns_cookie;
@@ -37,7 +38,8 @@ pub(crate) use reconcile::Changed;
 pub(crate) use sockets::{SocketError, SocketLinks, SocketProgram, SocketTables};
 pub(crate) use swarm_ebpf_common::{
     Config, Counter, FlowKey, FlowValue, Mac, Protocol, PublishedKey, PublishedValue, ServiceStats,
-    SocketScope, SocketService, SocketTarget, SourceKey, TaskPort, published_flag, scope,
-    scope_flag, target_flag,
+    SocketScope, SocketService, SocketTarget, SourceKey, TaskPort, TraceEvent, TraceFilter,
+    TraceStep, published_flag, scope, scope_flag, target_flag,
 };
 pub(crate) use tc::{Attached, TcError};
+pub(crate) use trace::{TraceRequest, Tracer};

@@ -214,6 +214,11 @@ impl Active {
         self.network.clone()
     }
 
+    /// What this node is told, now and later; nobody says any more when it has left.
+    pub(super) fn assigned(&self) -> watch::Receiver<Arc<Assigned>> {
+        self.assigned.clone()
+    }
+
     /// This node's place in the swarm.
     pub(super) fn membership(&self) -> Membership {
         self.membership.borrow().clone()

@@ -19,6 +19,7 @@ use super::address::{self, AddressError};
 use super::control_process::{Beginning, Bootstrap, ControlError, ControlProcess, Running};
 use super::role;
 use super::told::Told;
+use super::trace::Scene;
 use crate::config::Config;
 use crate::identity::{
     Credentials, JoinError, KeyRequest, Membership, StateError, StateStore, TlsError, join,
@@ -449,6 +450,17 @@ impl Agent {
         let active = self.active.try_lock().map_err(|_| LifecycleError::Busy)?;
         let active = active.as_ref().ok_or(LifecycleError::NotMember)?;
         Ok((active.network(), active.found()))
+    }
+
+    /// Where a member looks for the packets of a trace, and what they mean.
+    pub(super) fn scene(&self) -> Result<Scene, LifecycleError> {
+        let active = self.active.try_lock().map_err(|_| LifecycleError::Busy)?;
+        let active = active.as_ref().ok_or(LifecycleError::NotMember)?;
+        Ok(Scene {
+            bpffs_dir: self.config.bpffs_dir.clone(),
+            node_id: active.membership().node_id,
+            assigned: active.assigned(),
+        })
     }
 
     /// Ends what this process does; containers, networks and the mesh go on.

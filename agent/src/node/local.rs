@@ -1,4 +1,4 @@
-//! The agent's own socket: init, join, leave, status, and a look at the mesh.
+//! The agent's own socket: init, join, leave, status, and looks at the mesh.
 
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -7,11 +7,12 @@ use std::sync::Arc;
 use swarm_api::v1;
 use swarm_api::v1::local_agent_server::{LocalAgent, LocalAgentServer};
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::lifecycle::{Agent, LifecycleError};
+use super::trace::{Subject, Traces};
 
 /// Only root, and whom root puts into its group.
 const SOCKET_MODE: u32 = 0o660;
@@ -40,8 +41,9 @@ pub(crate) async fn serve(
 ) -> Result<(), ServeError> {
     let listener = listen(path).await?;
     let incoming = UnixListenerStream::new(listener);
+    let traces = Traces::new(stop.clone());
     tonic::transport::Server::builder()
-        .add_service(LocalAgentServer::new(Local { agent }))
+        .add_service(LocalAgentServer::new(Local { agent, traces }))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await?;
     Ok(())
@@ -78,6 +80,7 @@ async fn listen(path: &Path) -> Result<UnixListener, ServeError> {
 
 struct Local {
     agent: Arc<Agent>,
+    traces: Traces,
 }
 
 impl From<LifecycleError> for Status {
@@ -154,6 +157,17 @@ impl LocalAgent for Local {
             left_out: checked.left_out as u64,
             problems: checked.problems,
         }))
+    }
+
+    type TraceMeshStream = ReceiverStream<Result<v1::TraceMeshResponse, Status>>;
+
+    async fn trace_mesh(
+        &self,
+        request: Request<v1::TraceMeshRequest>,
+    ) -> Result<Response<Self::TraceMeshStream>, Status> {
+        let subject = Subject::new(&request.into_inner())?;
+        let told = self.traces.start(subject, self.agent.scene()?)?;
+        Ok(Response::new(ReceiverStream::new(told)))
     }
 }
 

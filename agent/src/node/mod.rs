@@ -20,6 +20,7 @@ mod local;
 mod lock;
 mod role;
 mod told;
+mod trace;
 
 pub(crate) use lifecycle::Agent;
 pub(crate) use local::serve;

@@ -12,7 +12,7 @@
 mod assigned;
 mod run;
 
-#[cfg(test)]
-pub(crate) use assigned::NetworkService;
 pub(crate) use assigned::{Assigned, AssignedError, Balanced, NetworkEndpoint};
+#[cfg(test)]
+pub(crate) use assigned::{Endpoint, NetworkService, Peer, PublishedService};
 pub(crate) use run::{Report, Session, run};

@@ -1,9 +1,10 @@
 //! The routing mesh on whole hosts. One swarm for all tests here; they run one after another.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -447,4 +448,85 @@ fn established_connections_leave_ipvs_alone() {
         through_ipvs * 5 < requests,
         "{through_ipvs} packets of {requests} requests"
     );
+}
+
+/// Where a packet was, and what became of it there.
+type Step = (String, String);
+
+/// What traces of a client's packets to `at` tell on every host, while the client asks.
+fn traced(swarm: &Swarm, own: IpAddr, at: SocketAddr) -> Result<Vec<Vec<Step>>> {
+    let from = own.to_string();
+    let port = at.port().to_string();
+    let asked = ["--port", &port, "--from", &from, "--format", "json"];
+    let arguments = [&["mesh", "trace"], &asked[..]].concat();
+    let step = |line: &str| -> Result<Step> {
+        let packet: serde_json::Value = serde_json::from_str(line)?;
+        let text = |name: &str| packet[name].as_str().unwrap_or_default().to_owned();
+        let parties = [text("Source"), text("Destination")];
+        let is_ours = |party: &String| {
+            let party = party.parse::<SocketAddr>();
+            party.is_ok_and(|party| party.ip() == own)
+        };
+        let is_about_it = packet["Lost"].is_number() || parties.iter().any(is_ours);
+        ensure!(is_about_it, "of another client: {line}");
+        Ok((text("Step"), text("Verdict")))
+    };
+    thread::scope(|scope| {
+        let trace = |host| {
+            let arguments = &arguments;
+            scope.spawn(move || Host::swarmctl(host, arguments)?.success())
+        };
+        let traces: Vec<_> = swarm.lab.hosts().iter().map(trace).collect();
+        while traces.iter().any(|trace| !trace.is_finished()) {
+            swarm.lab.client().ask_web_at(at)?;
+        }
+        let told = traces.into_iter().map(|trace| {
+            let told = trace
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            told.lines().map(step).collect()
+        });
+        told.collect()
+    })
+}
+
+#[test]
+fn a_trace_shows_a_flow_step_by_step_where_it_is_asked_for_and_where_its_task_is() {
+    let swarm = swarm();
+    let with_task = swarm.hosts_of("web").unwrap();
+    let hosts = swarm.lab.hosts();
+    let asked = hosts.iter().find(|host| !with_task.contains(host.name()));
+    let asked = asked.unwrap();
+    swarm.wait_answers(asked, PORT, 2).unwrap();
+    let clients = swarm.lab.client().addresses();
+    for (address, own) in asked.addresses().into_iter().zip(clients) {
+        let told = traced(&swarm, own, SocketAddr::new(address, PORT)).unwrap();
+        for (host, steps) in hosts.iter().zip(told) {
+            let shows = |step: &str, words: &str| {
+                let found = steps
+                    .iter()
+                    .any(|(at, verdict)| at.starts_with(step) && verdict.contains(words));
+                let different: BTreeSet<_> = steps.iter().collect();
+                assert!(found, "no {words:?} on {}: {different:?}", host.name());
+            };
+            if host.name() == asked.name() {
+                shows("uplink", "taken into the mesh");
+                shows("ingress", "to IPVS");
+                shows("tunnel-out", "balanced to web.");
+                shows("out", "sent to the client");
+                if address.is_ipv4() {
+                    shows("ingress", "straight to web.");
+                    shows("", "straight out, from the published address again");
+                }
+            } else {
+                shows("", "handed to web.");
+                shows("", "by way of node ");
+                shows("from-task", "returned to node ");
+                shows("tunnel-out", "back to node ");
+            }
+        }
+    }
+    let refused = asked.swarmctl(&["mesh", "trace", "--port", "8099"]);
+    let words = refused.unwrap().failure().unwrap();
+    assert!(words.contains("no service publishes port 8099"), "{words}");
 }

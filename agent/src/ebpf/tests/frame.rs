@@ -17,7 +17,7 @@ const UDP: u8 = 17;
 
 /// An Ethernet frame with IPv4 and TCP or UDP in it, to be changed field by field.
 #[derive(Clone)]
-pub(super) struct Frame {
+pub(crate) struct Frame {
     pub(super) destination_mac: [u8; 6],
     pub(super) source_mac: [u8; 6],
     pub(super) ether_type: u16,
@@ -52,7 +52,7 @@ impl Frame {
         }
     }
 
-    pub(super) fn tcp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Self {
+    pub(crate) fn tcp(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Self {
         Self::new(TCP, source, destination)
     }
 
@@ -60,7 +60,7 @@ impl Frame {
         Self::new(UDP, source, destination)
     }
 
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let transport = self.transport();
         let header_len = usize::from(self.header_words) * 4;
         let mut frame = [self.destination_mac, self.source_mac].concat();

@@ -6,13 +6,14 @@
 mod attachment;
 mod bench;
 mod both_versions;
-mod frame;
+pub(crate) mod frame;
 mod isolation;
 mod maps;
 mod packet;
 mod path;
-mod sandbox;
+pub(crate) mod sandbox;
 mod shortcut;
 mod sockets;
+mod trace;
 mod translation;
-mod verdicts;
+pub(crate) mod verdicts;

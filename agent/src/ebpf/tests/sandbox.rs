@@ -14,12 +14,12 @@ use nix::unistd::geteuid;
 use crate::ebpf::Mesh;
 
 /// What a test has to itself. The network namespace of the test's thread plays the host's.
-pub(super) struct Sandbox {
+pub(crate) struct Sandbox {
     directory: tempfile::TempDir,
 }
 
 /// Runs a test on a thread of its own in fresh namespaces, or skips it without root.
-pub(super) fn sandboxed(test: impl FnOnce(&Sandbox) + Send + 'static) {
+pub(crate) fn sandboxed(test: impl FnOnce(&Sandbox) + Send + 'static) {
     if !geteuid().is_root() {
         let required = std::env::var_os("SWARM_TEST_REQUIRE_KERNEL").is_some_and(|on| on == "1");
         assert!(!required, "needs root");
@@ -52,7 +52,7 @@ pub(super) fn sandboxed(test: impl FnOnce(&Sandbox) + Send + 'static) {
 
 impl Sandbox {
     /// Where this test's maps are pinned.
-    pub(super) fn bpffs_dir(&self) -> PathBuf {
+    pub(crate) fn bpffs_dir(&self) -> PathBuf {
         self.directory.path().join("node")
     }
 
@@ -60,7 +60,7 @@ impl Sandbox {
         self.bpffs_dir().join("maps").join(map)
     }
 
-    pub(super) fn load(&self) -> Mesh {
+    pub(crate) fn load(&self) -> Mesh {
         Mesh::load(&self.bpffs_dir()).unwrap_or_else(|error| {
             // The verifier's log is in the cause.
             panic!("{:#}", anyhow::Error::from(error))

@@ -18,7 +18,7 @@ const TCP_CHECKSUM: usize = 34 + 16;
 const UDP_CHECKSUM: usize = 34 + 6;
 
 /// Programs of one packet run on one CPU; so do those of a test.
-fn stay_on_this_cpu() {
+pub(super) fn stay_on_this_cpu() {
     let mut cpus = CpuSet::new();
     cpus.set(sched_getcpu().unwrap()).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();

@@ -22,7 +22,7 @@ pub(super) const MAC_A: [u8; 6] = [0x02, 0x42, 10, 255, 0, 2];
 const MAC_B: [u8; 6] = [0x02, 0x42, 10, 255, 0, 3];
 
 /// Verdict, and the packet afterwards. `interface` plays the one the packet is on.
-pub(super) fn run_on(
+pub(crate) fn run_on(
     mesh: &Mesh,
     program: Program,
     frame: &[u8],

@@ -1,6 +1,7 @@
 //! `swarmctl mesh`: a look into the data plane of this host. By the agent's socket, on every node.
 
 mod check;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -11,12 +12,15 @@ use crate::connect::Sockets;
 pub(crate) enum MeshCommand {
     /// Compare what the networks of this host are to be with its kernel
     Check(check::Check),
+    /// Show packets of a published port, and what each step on this host does with them
+    Trace(trace::Trace),
 }
 
 impl MeshCommand {
     pub(super) async fn run(self, sockets: &Sockets) -> anyhow::Result<ExitCode> {
         match self {
             Self::Check(verb) => verb.run(sockets).await,
+            Self::Trace(verb) => verb.run(sockets).await,
         }
     }
 }
