@@ -21,6 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "InitResponse",
         "IssueNodeCertificateRequest",
         "JoinRequest",
+        "RootRotation",
+        "RotateRootRequest",
         "UnlockRequest",
     ];
     tonic_prost_build::configure()

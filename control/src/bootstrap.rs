@@ -54,6 +54,7 @@ pub(crate) fn new_swarm(
         networks_made: swarm_model::NetworkCursor::default(),
         epoch: 0,
         lock,
+        rotation: None,
     };
     let node = Node {
         id: founder.node_id,
@@ -70,11 +71,13 @@ pub(crate) fn new_swarm(
             message: String::new(),
             address: Some(founder.address.ip()),
             problems: Vec::new(),
+            certificate_issuer: String::new(),
         },
         manager: Some(ManagerStatus {
             raft_id: FIRST_RAFT_ID,
             address: founder.address,
             leader: true,
+            certificate_issuer: String::new(),
         }),
         ingress_address: None,
     };

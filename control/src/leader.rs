@@ -1,6 +1,6 @@
 //! What only the leader does: the passes over the store, and the dispatcher.
 //!
-//! One loop runs `orchestrate`, `allocate`, `schedule` and `reap` in turn, each in an update of its
+//! One loop runs `orchestrate`, `allocate`, `schedule`, `reap` and `rotate` in turn, each in an update of its
 //! own, until none of them wants a change; then it waits for the store to change, for a task to be
 //! drained, or for the time that a pass asked for. A new leader begins from the store alone.
 //!
@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::rotation;
 use crate::dispatch::Dispatcher;
 use crate::orchestrate::{self, Batch};
 use crate::store::{Change, Leadership, State, Store, UpdateError};
@@ -120,11 +121,12 @@ pub(crate) fn take_over(state: &State, self_id: &NodeId, now: Timestamp) -> Vec<
 }
 
 /// The passes, in the order in which a new service needs them.
-pub(crate) const PASSES: [Pass; 4] = [
+pub(crate) const PASSES: [Pass; 5] = [
     Pass::Orchestrate,
     Pass::Allocate,
     Pass::Schedule,
     Pass::Reap,
+    Pass::Rotate,
 ];
 
 /// One of the passes.
@@ -138,6 +140,8 @@ pub(crate) enum Pass {
     Schedule,
     /// [`orchestrate::reap::pass`]
     Reap,
+    /// [`rotation::pass`]
+    Rotate,
 }
 
 /// What the passes keep between runs. All of it can be made anew from the store.
@@ -169,6 +173,7 @@ impl Planner {
             Pass::Allocate => allocate::pass(state, &mut self.cursor, batch, &mut self.rng),
             Pass::Schedule => schedule::pass(state, batch),
             Pass::Reap => orchestrate::reap::pass(state, batch),
+            Pass::Rotate => rotation::pass(state, batch),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Keeps this manager a member of the log, reached where it really is.
 //!
 //! A new manager asks to be made a member, of the manager that it was told of, until it sees itself in
-//! the store. One whose address has changed says so the same way. One that has been demoted does
+//! the store. One whose address has changed, or whose certificate comes from another root, says so the same
+//! way. One that has been demoted does
 //! nothing: its agent ends it.
 
 use std::convert::Infallible;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use swarm_api::v1;
 use swarm_api::v1::managers_client::ManagersClient;
 use swarm_model::{Node, NodeId, Role};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
 
@@ -35,18 +37,25 @@ pub(crate) struct Membership {
     pub(crate) address: SocketAddr,
     /// A manager to ask while the store knows none.
     pub(crate) remote: Option<SocketAddr>,
+    /// Key identifier of the root that has signed the certificate that it shows, hexadecimal.
+    pub(crate) issuer: watch::Receiver<String>,
 }
 
 impl Membership {
     /// Runs until the store is gone.
-    pub(crate) async fn keep(self) {
+    pub(crate) async fn keep(mut self) {
         let mut changed = self.store.watch();
         let mut told = String::new();
         loop {
             changed.borrow_and_update();
+            self.issuer.mark_unchanged();
             let Some(managers) = self.store.read(|state| self.to_ask(state)) else {
                 told.clear();
-                if changed.changed().await.is_err() {
+                let news = tokio::select! {
+                    news = changed.changed() => news,
+                    news = self.issuer.changed() => news,
+                };
+                if news.is_err() {
                     return;
                 }
                 continue;
@@ -77,7 +86,11 @@ impl Membership {
         }
         let is_right = node
             .and_then(|node| node.manager.as_ref())
-            .is_some_and(|it| it.raft_id == self.raft_id && it.address == self.address);
+            .is_some_and(|it| {
+                it.raft_id == self.raft_id
+                    && it.address == self.address
+                    && it.certificate_issuer == *self.issuer.borrow()
+            });
         if is_right {
             return None;
         }
@@ -94,6 +107,7 @@ impl Membership {
                 let mut node = Node::clone(node);
                 if let Some(manager) = &mut node.manager {
                     manager.address = self.address;
+                    manager.certificate_issuer.clone_from(&self.issuer.borrow());
                     node.meta.updated_at = clock::now();
                     changes.push(node.into());
                 }
@@ -123,6 +137,7 @@ impl Membership {
         let request = v1::JoinManagersRequest {
             raft_id: self.raft_id,
             address: self.address.to_string(),
+            certificate_issuer: self.issuer.borrow().clone(),
         };
         let answer = ManagersClient::new(channel).join(request).await;
         answer

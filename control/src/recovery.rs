@@ -68,10 +68,13 @@ pub(crate) fn go_on_alone(
         node.meta.updated_at = now;
         if node.id == *self_id {
             node.role = Role::Manager;
+            let before = node.manager.take();
+            let issuer = before.map_or_else(String::new, |it| it.certificate_issuer);
             node.manager = Some(ManagerStatus {
                 raft_id,
                 address,
                 leader: true,
+                certificate_issuer: issuer,
             });
         } else {
             node.role = Role::Worker;

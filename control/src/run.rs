@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::autolock::Keeper;
 use crate::bootstrap::{FIRST_RAFT_ID, Founder, new_swarm};
+use crate::ca::rotation::chain_tail;
 use crate::ca::{CredentialsFile, OwnCertificate, new_root};
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
@@ -114,10 +115,21 @@ struct Parts {
     raft: RaftService,
     transport: Pin<Box<dyn Future<Output = Result<(), Superseded>> + Send>>,
     dialer: Dialer,
-    server: watch::Sender<Arc<ServerConfig>>,
-    client: watch::Sender<Arc<ClientConfig>>,
-    renewal: Renewal,
+    own: Own,
     keeper: Keeper,
+}
+
+/// The manager's own certificate, as those who need it see it.
+struct Own {
+    /// What the listener serves.
+    server: watch::Sender<Arc<ServerConfig>>,
+    /// What other managers are shown.
+    client: watch::Sender<Arc<ClientConfig>>,
+    /// Who has signed it.
+    issuer: watch::Sender<String>,
+    renewal: Renewal,
+    /// What follows it in its chain.
+    tail_pem: String,
 }
 
 impl Parts {
@@ -132,9 +144,14 @@ impl Parts {
             key,
             credentials,
         };
-        let server = watch::Sender::new(Arc::new(own.server));
-        let client = watch::Sender::new(Arc::new(own.client));
-        let dialer = Dialer::new(client.subscribe());
+        let own = Own {
+            server: watch::Sender::new(Arc::new(own.server)),
+            client: watch::Sender::new(Arc::new(own.client)),
+            issuer: watch::Sender::new(own.issuer),
+            renewal: own.renewal,
+            tail_pem: own.tail_pem,
+        };
+        let dialer = Dialer::new(own.client.subscribe());
         let book = AddressBook::new(store.clone());
         let transport = raft.transport(book.clone(), dialer.clone(), config.advertise_address);
         Ok(Self {
@@ -144,9 +161,7 @@ impl Parts {
             raft: raft.service(store, &book),
             transport: Box::pin(transport.ok_or(Failure::Ended("the log"))?),
             dialer,
-            server,
-            client,
-            renewal: own.renewal,
+            own,
             keeper,
         })
     }
@@ -167,9 +182,7 @@ async fn serve(
         raft,
         transport,
         dialer,
-        server,
-        client,
-        renewal,
+        own,
         keeper,
     } = parts;
     let dispatcher = Dispatcher::new(store.clone(), self_id.clone());
@@ -195,6 +208,7 @@ async fn serve(
         raft_id,
         address: config.advertise_address,
         remote: config.join,
+        issuer: own.issuer.subscribe(),
     };
     tasks.spawn(until(stop.clone(), async {
         transport.await.map_err(Failure::Superseded)
@@ -205,7 +219,7 @@ async fn serve(
     }));
     let network = Network {
         listener,
-        tls: server.subscribe(),
+        tls: own.server.subscribe(),
         cluster_id: cluster_id.clone(),
         self_id: self_id.clone(),
         dispatcher,
@@ -225,8 +239,7 @@ async fn serve(
         credentials,
         store.clone(),
         self_id.clone(),
-        (server, client),
-        renewal,
+        own,
         stop.clone(),
     ));
     tracing::info!(
@@ -468,36 +481,55 @@ fn identify(
     Ok((self_id, cluster.id.clone(), own))
 }
 
-/// Replaces the manager's own certificate whenever that is due. Connections that are open stay.
+/// Replaces the manager's own certificate whenever that is due, and as soon as the swarm has another root.
+/// Connections that are open stay.
 async fn renew(
     file: CredentialsFile,
     store: Store,
     self_id: NodeId,
-    (server, client): (
-        watch::Sender<Arc<ServerConfig>>,
-        watch::Sender<Arc<ClientConfig>>,
-    ),
-    mut renewal: Renewal,
+    mut own: Own,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
+    let mut changed = store.watch();
+    let mut wanted = own.tail_pem.clone();
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = sleep(renewal.wait(clock::now())) => {}
+        changed.borrow_and_update();
+        let tail = store.read(|state| state.cluster().map(|it| chain_tail(it)));
+        if let Some(tail) = tail.filter(|tail| *tail != wanted) {
+            wanted = tail;
+            if wanted != own.tail_pem {
+                own.renewal.hasten(clock::now());
+            }
         }
-        if clock::now() >= renewal.due() {
-            match renewed(&file, &store, &self_id) {
-                Ok(own) => {
-                    renewal = own.renewal;
-                    server.send_replace(Arc::new(own.server));
-                    client.send_replace(Arc::new(own.client));
-                    tracing::info!("renewed the manager's certificate");
+        if clock::now() < own.renewal.due() {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = sleep(own.renewal.wait(clock::now())) => {}
+                news = changed.changed() => if news.is_err() {
+                    stop.cancelled().await;
+                    return Ok(());
                 }
-                Err(failure) => {
-                    let error = anyhow::Error::from(failure);
-                    tracing::warn!("cannot renew the manager's certificate: {error:#}");
-                    renewal.failed(clock::now(), &mut rand::rng());
-                }
+            }
+            continue;
+        }
+        match renewed(&file, &store, &self_id) {
+            Ok(new) => {
+                own.renewal = new.renewal;
+                own.tail_pem = new.tail_pem;
+                own.server.send_replace(Arc::new(new.server));
+                own.client.send_replace(Arc::new(new.client));
+                // Last: whoever hears of it takes it for in use.
+                own.issuer.send_if_modified(|issuer| {
+                    let is_news = *issuer != new.issuer;
+                    *issuer = new.issuer;
+                    is_news
+                });
+                tracing::info!("renewed the manager's certificate");
+            }
+            Err(failure) => {
+                let error = anyhow::Error::from(failure);
+                tracing::warn!("cannot renew the manager's certificate: {error:#}");
+                own.renewal.failed(clock::now(), &mut rand::rng());
             }
         }
     }

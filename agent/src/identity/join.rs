@@ -90,7 +90,11 @@ pub(crate) async fn join(address: &str, token: &str) -> Result<Joined, JoinError
         credentials: Credentials {
             key_pem: request.key_pem,
             certificate_pem: answer.certificate_chain_pem,
-            root_pem,
+            // While the root is being changed there is another beside the token's, which vouches for it.
+            root_pem: match answer.root_ca_pem {
+                none if none.is_empty() => root_pem,
+                roots => roots,
+            },
         },
     })
 }

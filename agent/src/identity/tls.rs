@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer as _;
 
 /// The DNS name that every manager's certificate carries, whatever its address.
@@ -41,6 +42,8 @@ pub(crate) enum TlsError {
          leave with `swarmctl swarm leave --force` and join again"
     )]
     Ended,
+    #[error("the swarm's root certificate is missing")]
+    NoRoot,
     #[error("{0:?} is not a manager's address: write HOST:PORT")]
     Address(String),
     #[error("cannot reach manager {address}")]
@@ -56,7 +59,18 @@ pub(crate) enum TlsError {
 pub(crate) struct Credentials {
     pub(crate) key_pem: Secret,
     pub(crate) certificate_pem: String,
+    /// Every root that is trusted: two while the swarm changes its root.
     pub(crate) root_pem: String,
+}
+
+/// What a manager says of roots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Roots {
+    /// Those to trust, PEM.
+    pub(crate) pem: String,
+    /// Key identifier of the one that this node's certificate is to come from, hexadecimal; empty: any of
+    /// them.
+    pub(crate) issuer: String,
 }
 
 /// Where the certificates begin in a file that holds key and chain.
@@ -128,6 +142,8 @@ pub(crate) struct Connector {
     not_after: Option<SystemTime>,
     /// The role that the certificate says.
     role: Option<Role>,
+    /// Key identifier of the root that has signed the certificate, hexadecimal; empty where none is shown.
+    issuer: String,
 }
 
 impl Connector {
@@ -138,12 +154,14 @@ impl Connector {
         let chain = certificates("this node's certificate", &credentials.certificate_pem)?;
         let not_after = chain.first().and_then(|leaf| not_after(leaf));
         let role = chain.first().and_then(|leaf| role(leaf));
+        let issuer = chain.first().and_then(|leaf| issuer(leaf));
         let config = rooted(&credentials.root_pem)?
             .with_client_auth_cert(chain, key)
             .map_err(|source| TlsError::Rustls("certificate and key of this node", source))?;
         let mut connector = Self::new(config);
         connector.not_after = not_after;
         connector.role = role;
+        connector.issuer = issuer.unwrap_or_default();
         Ok(connector)
     }
 
@@ -173,7 +191,14 @@ impl Connector {
             config: Arc::new(config),
             not_after: None,
             role: None,
+            issuer: String::new(),
         }
+    }
+
+    /// Key identifier of the root that has signed the certificate it shows, in hexadecimal digits; empty
+    /// where it shows none.
+    pub(crate) fn issuer(&self) -> &str {
+        &self.issuer
     }
 
     /// The role that the certificate it shows says; none where it shows none.
@@ -233,6 +258,17 @@ fn role(certificate: &CertificateDer<'_>) -> Option<Role> {
     Role::from_organizational_unit(unit.as_str().ok()?)
 }
 
+/// The key identifier that a certificate names as its issuer's (RFC 5280, 4.2.1.1).
+fn issuer(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let mut extensions = certificate.extensions().iter();
+    let id = extensions.find_map(|it| match it.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.clone(),
+        _ => None,
+    })?;
+    Some(id.0.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 fn rooted(
     root_pem: &str,
 ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, TlsError> {
@@ -241,6 +277,9 @@ fn rooted(
         roots
             .add(certificate)
             .map_err(|source| TlsError::Rustls("swarm's root certificate", source))?;
+    }
+    if roots.is_empty() {
+        return Err(TlsError::NoRoot);
     }
     Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])

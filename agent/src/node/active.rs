@@ -151,6 +151,7 @@ impl Active {
             problems: problems.subscribe(),
             report: report.clone(),
             channel: watch::Sender::new(None),
+            roots: watch::Sender::new(None),
         };
         let renewer = Renewer {
             state: state.clone(),
@@ -158,6 +159,7 @@ impl Active {
             channel: session.channel.subscribe(),
             connector: connector.clone(),
             now: Arc::default(),
+            roots: session.roots.subscribe(),
         };
         let keeper = RoleKeeper {
             config: config.clone(),

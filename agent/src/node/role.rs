@@ -146,7 +146,7 @@ impl RoleKeeper {
     async fn change(&mut self, role: Role) -> Result<(), RoleError> {
         match role {
             Role::Manager => {
-                self.renewed().await?;
+                self.renewed(role).await?;
                 let mut membership = self.membership.borrow().clone();
                 let (listen, advertise) = addresses(&membership);
                 membership.listen_address = Some(listen);
@@ -171,7 +171,7 @@ impl RoleKeeper {
                 membership.role = role;
                 self.keep(membership)?;
                 // What the old one allows is decided by the node's role, so this may come last.
-                self.renewed().await
+                self.renewed(role).await
             }
         }
     }
@@ -182,13 +182,21 @@ impl RoleKeeper {
         Ok(())
     }
 
-    /// Waits for a new certificate.
-    async fn renewed(&mut self) -> Result<(), RoleError> {
+    /// Waits for a new certificate that says `role`.
+    async fn renewed(&mut self, role: Role) -> Result<(), RoleError> {
         self.connector.mark_unchanged();
         self.renew.notify_one();
-        let changed = tokio::time::timeout(RENEWAL_TIMEOUT, self.connector.changed());
-        match changed.await {
-            Ok(Ok(())) => Ok(()),
+        let renewed = async {
+            // It changes for other reasons too.
+            while self.connector.changed().await.is_ok() {
+                if self.connector.borrow_and_update().role() == Some(role) {
+                    return true;
+                }
+            }
+            false
+        };
+        match tokio::time::timeout(RENEWAL_TIMEOUT, renewed).await {
+            Ok(true) => Ok(()),
             _ => Err(RoleError::NoCertificate),
         }
     }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::{Assigned, AssignedError};
-use crate::identity::{Connector, TlsError};
+use crate::identity::{Connector, Roots, TlsError};
 
 /// Wait after a failed session: doubles from the first to the second (swarmkit's noderunner goes to
 /// 30 s; a lost manager should be found again sooner than that).
@@ -78,6 +78,8 @@ pub(crate) struct Session {
     pub(crate) report: watch::Sender<Report>,
     /// The session's connection, for other calls to the same manager; none while it is not open.
     pub(crate) channel: watch::Sender<Option<Channel>>,
+    /// What the managers say of root certificates; none before they have.
+    pub(crate) roots: watch::Sender<Option<Roots>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -115,10 +117,11 @@ impl From<tonic::Status> for SessionError {
     }
 }
 
-/// Keeps a session open until `stop`; each is opened with the `connector` of its moment.
+/// Keeps a session open until `stop`; each is opened with the `connector` of its moment, and tells who has
+/// signed the certificate of those that follow.
 pub(crate) async fn run(
     mut session: Session,
-    connector: watch::Receiver<Connector>,
+    mut connector: watch::Receiver<Connector>,
     stop: CancellationToken,
 ) {
     let mut backoff = BACKOFF_MIN;
@@ -130,9 +133,8 @@ pub(crate) async fn run(
         let address = leader.take().unwrap_or(turn);
         let mut opened = false;
         number += 1;
-        let connector = connector.borrow().clone();
         let result = tokio::select! {
-            result = session.hold(&connector, &address, number, &mut opened) => result,
+            result = session.hold(&mut connector, &address, number, &mut opened) => result,
             () = stop.cancelled() => return,
         };
         let Err(error) = result;
@@ -162,17 +164,19 @@ pub(crate) async fn run(
 impl Session {
     async fn hold(
         &mut self,
-        connector: &Connector,
+        connectors: &mut watch::Receiver<Connector>,
         address: &str,
         number: u64,
         opened: &mut bool,
     ) -> Result<std::convert::Infallible, SessionError> {
+        let connector = connectors.borrow_and_update().clone();
         let channel: Channel = connector.connect(address).await?;
         let mut client =
             DispatcherClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let (outgoing, messages) = mpsc::channel(OUTGOING_MAX);
         let hello = v1::Hello {
             description: Some((&self.description).into()),
+            certificate_issuer: connector.issuer().to_owned(),
         };
         send(&outgoing, v1::agent_message::Message::Hello(hello))?;
         let call = client.session(ReceiverStream::new(messages));
@@ -199,6 +203,7 @@ impl Session {
         let mut problems_due = tokio::time::interval(PROBLEMS_SPACING);
         problems_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut problems_reported = None;
+        let mut issuer_reported = connector.issuer().to_owned();
         self.statuses.mark_changed();
         self.applied.mark_changed();
         let mut base = Assigned {
@@ -232,6 +237,14 @@ impl Session {
                         };
                         send(&outgoing, v1::agent_message::Message::Problems(update))?;
                         problems_reported = Some(problems);
+                    }
+                }
+                Ok(()) = connectors.changed() => {
+                    let issuer = connectors.borrow_and_update().issuer().to_owned();
+                    if issuer != issuer_reported {
+                        issuer_reported.clone_from(&issuer);
+                        let in_use = v1::CertificateInUse { issuer };
+                        send(&outgoing, v1::agent_message::Message::Certificate(in_use))?;
                     }
                 }
                 Ok(()) = self.statuses.changed() => {
@@ -272,6 +285,17 @@ impl Session {
     fn stands(&mut self, standing: &v1::Standing) {
         if !standing.managers.is_empty() {
             self.managers.clone_from(&standing.managers);
+        }
+        if !standing.root_ca_pem.is_empty() {
+            let roots = Some(Roots {
+                pem: standing.root_ca_pem.clone(),
+                issuer: standing.certificate_issuer.clone(),
+            });
+            self.roots.send_if_modified(|told| {
+                let is_news = *told != roots;
+                *told = roots;
+                is_news
+            });
         }
         let managers = self.managers.clone();
         self.report.send_modify(|report| {

@@ -24,6 +24,8 @@ redacted!(
     InitResponse,
     IssueNodeCertificateRequest,
     JoinRequest,
+    RootRotation,
+    RotateRootRequest,
     UnlockRequest,
 );
 
@@ -34,12 +36,23 @@ mod tests {
     #[test]
     fn secrets_are_not_printed() {
         let precious = || "precious".to_owned();
+        let rotation = v1::RootRotation {
+            root_key_pem: precious(),
+            worker_secret: precious(),
+            manager_secret: precious(),
+            ..v1::RootRotation::default()
+        };
         let cluster = v1::Cluster {
             root_key_pem: precious(),
             worker_secret: precious(),
             manager_secret: precious(),
             unlock_key: precious(),
+            rotation: Some(rotation.clone()),
             ..v1::Cluster::default()
+        };
+        let rotate = v1::RotateRootRequest {
+            root_key_pem: precious(),
+            ..v1::RotateRootRequest::default()
         };
         let object = v1::Object {
             object: Some(v1::object::Object::Cluster(cluster.clone())),
@@ -74,7 +87,8 @@ mod tests {
         let unlock_key = precious();
         let local = v1::GetLocalUnlockKeyResponse { unlock_key };
         let printed = format!(
-            "{cluster:?} {batch:?} {token:?} {init:?} {join:?} {issue:?} {unlock:?} {key:?} {local:?}"
+            "{cluster:?} {batch:?} {token:?} {init:?} {join:?} {issue:?} {unlock:?} {key:?} {local:?} \
+             {rotation:?} {rotate:?}"
         );
         assert!(!printed.contains("precious"), "{printed}");
     }

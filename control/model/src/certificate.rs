@@ -59,6 +59,7 @@ impl Validity {
 /// |---|---|---|
 /// | a random point of 50 to 80 % of its life | a renewal is tried | on success: [`Renewal::of`] the new one |
 /// | 1 s, 2 s, 4 s ... 60 s after a failure, less up to half of it | it is tried again | as above |
+/// | the moment of [`Renewal::hasten`] | a renewal is tried | as above |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewal {
     due: Timestamp,
@@ -84,6 +85,11 @@ impl Renewal {
     /// How long to wait before asking again; zero when it is to be tried now.
     pub fn wait(&self, now: Timestamp) -> Duration {
         self.due.since(now).min(WAIT_MAX)
+    }
+
+    /// Has it tried at `at`, if that is sooner.
+    pub fn hasten(&mut self, at: Timestamp) {
+        self.due = self.due.min(at);
     }
 
     /// Notes that a try failed at `now`; `rng` spreads the next ones of many nodes.
@@ -156,6 +162,16 @@ mod tests {
             renewal.failed(now, &mut rng);
         }
         assert!(renewal.wait(now) <= RETRY_MAX);
+    }
+
+    #[test]
+    fn it_can_be_hastened_and_not_put_off() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut renewal = Renewal::of(&validity(Duration::from_secs(3600)), &mut rng);
+        renewal.hasten(ISSUED);
+        assert_eq!(renewal.due(), ISSUED);
+        renewal.hasten(ISSUED.after(Duration::from_secs(1)));
+        assert_eq!(renewal.due(), ISSUED);
     }
 
     #[test]

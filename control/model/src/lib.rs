@@ -38,7 +38,7 @@ pub use network::{
 };
 pub use object::{
     Availability, Cluster, Endpoint, ManagerLock, ManagerStatus, Meta, Node, NodeDescription,
-    NodeProblem, NodeState, NodeStatus, Platform, Role, Service, Task,
+    NodeProblem, NodeState, NodeStatus, Platform, Role, RootRotation, Service, Task,
 };
 pub use port::{
     InvalidPort, MAX_AFFINITY, MAX_PORT_LIST_LEN, PortConfig, Protocol, PublishMode, RoutingPolicy,

@@ -46,6 +46,35 @@ pub struct Cluster {
     pub epoch: u64,
     /// What managers' keys are sealed with where they are kept.
     pub lock: ManagerLock,
+    /// The change of the root that is under way; none mostly.
+    pub rotation: Option<RootRotation>,
+}
+
+/// A change of the root. Until its end the root before is what a chain of certificates can be traced
+/// back to; from its beginning on certificates are signed with the new key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RootRotation {
+    /// The new root certificate, PEM.
+    pub root_ca_pem: String,
+    /// Its private key, PEM (PKCS#8).
+    pub root_key_pem: Secret,
+    /// Name and key of the new root in a certificate that the root before has signed, PEM: who trusts
+    /// that one alone verifies new certificates by it.
+    pub cross_signed_pem: String,
+    /// Secret part of the worker join token from the end of the change on.
+    pub worker_secret: Secret,
+    /// Secret part of the manager join token from the end of the change on.
+    pub manager_secret: Secret,
+    /// Key identifiers of new roots, hexadecimal, in whose place this one came while nodes were on their
+    /// way to them. They cannot come again before the end: what was heard of a node may be from then.
+    pub given_up: Vec<String>,
+}
+
+impl std::fmt::Debug for RootRotation {
+    /// Leaves the secrets out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RootRotation").finish_non_exhaustive()
+    }
 }
 
 /// What managers' keys are sealed with where they are kept.
@@ -193,6 +222,9 @@ pub struct NodeStatus {
     pub address: Option<IpAddr>,
     /// What is wrong there, in its agent's words.
     pub problems: Vec<NodeProblem>,
+    /// Key identifier of the root that has signed its agent's certificate, in hexadecimal digits, as
+    /// that certificate says it (RFC 5280, 4.2.1.1); empty until the agent has said it.
+    pub certificate_issuer: String,
 }
 
 /// Something that is wrong on a node, and that its agent cannot put right.
@@ -247,6 +279,8 @@ pub struct ManagerStatus {
     pub address: SocketAddr,
     /// Whether it leads.
     pub leader: bool,
+    /// Like the agent's, of the certificate that the manager shows; empty until it has said it.
+    pub certificate_issuer: String,
 }
 
 /// A service.

@@ -57,6 +57,7 @@ mod tests {
             networks_made: swarm_model::NetworkCursor::default(),
             epoch: 0,
             lock: swarm_model::ManagerLock::default(),
+            rotation: None,
         };
         let token = |root: &str, secret: &str| JoinToken::new(root, secret).to_string();
         for (text, expected) in [

@@ -29,7 +29,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 }
 
 /// TLS for HTTP/2 with the certificate in `chain_pem` (leaf first) and `key_pem`. Callers may come
-/// without a certificate; one that is shown must come from `root_pem` and be valid now.
+/// without a certificate; one that is shown must come from a root in `root_pem` and be valid now.
 pub(crate) fn server_config(
     chain_pem: &str,
     key_pem: &str,
@@ -56,7 +56,7 @@ pub(crate) fn server_config(
 }
 
 /// TLS for HTTP/2 towards other managers, with the certificate in `chain_pem` (leaf first) and
-/// `key_pem`; theirs must come from `root_pem` and be valid now.
+/// `key_pem`; theirs must come from a root in `root_pem` and be valid now.
 pub(crate) fn client_config(
     chain_pem: &str,
     key_pem: &str,
@@ -87,11 +87,15 @@ fn chain_and_key(
 }
 
 fn roots(root_pem: &str) -> Result<RootCertStore, CredentialsError> {
-    let root =
-        CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(CredentialsError::Pem)?;
     let mut roots = RootCertStore::empty();
-    roots
-        .add(root)
-        .map_err(|error| CredentialsError::Root(error.into()))?;
+    for root in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
+        roots
+            .add(root.map_err(CredentialsError::Pem)?)
+            .map_err(|error| CredentialsError::Root(error.into()))?;
+    }
+    if roots.is_empty() {
+        let none = rustls_pki_types::pem::Error::NoItemsFound;
+        return Err(CredentialsError::Pem(none));
+    }
     Ok(roots)
 }

@@ -4,16 +4,20 @@ use std::time::Duration;
 
 use rand::Rng;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
-    SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use swarm_model::{CERTIFICATE_BACKDATE, Cluster, Role, Secret, Timestamp};
 use time::OffsetDateTime;
+use x509_parser::asn1_rs::Tag;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::X509Name;
 
-use super::Subject;
+use super::subject::{SubjectError, parse, subject_key_id};
+use super::{Subject, rotation};
 
 /// Largest request that is looked at. A P-256 request with a few names is about 400 bytes.
 pub(crate) const MAX_CSR_BYTES: usize = 8 * 1024;
@@ -62,12 +66,21 @@ pub(crate) enum IssueError {
     /// Not an ECDSA key on P-256.
     #[error("the key in the certificate request is not ECDSA on P-256")]
     Key,
+    /// The root's certificate cannot be read.
+    #[error("cannot read the swarm's root certificate")]
+    RootCertificate(#[source] SubjectError),
     /// The root in the store cannot be used.
     #[error("cannot use the swarm's root certificate")]
     Root(#[source] rcgen::Error),
     /// The certificate could not be signed.
     #[error("cannot sign the certificate")]
     Sign(#[source] rcgen::Error),
+    /// A root's name that cannot be written in another certificate.
+    #[error(
+        "the name in the new root certificate cannot be copied: use one value for each attribute, as \
+         UTF8String or PrintableString"
+    )]
+    RootName,
     /// A moment that no certificate can name.
     #[error("the clock or the certificate life is out of range")]
     Time,
@@ -77,8 +90,8 @@ impl IssueError {
     /// Whether the request is to blame, rather than this manager.
     pub(crate) fn is_callers_fault(&self) -> bool {
         match self {
-            Self::TooLarge | Self::Malformed | Self::Signature | Self::Key => true,
-            Self::Root(_) | Self::Sign(_) | Self::Time => false,
+            Self::TooLarge | Self::Malformed | Self::Signature | Self::Key | Self::RootName => true,
+            Self::Root(_) | Self::RootCertificate(_) | Self::Sign(_) | Self::Time => false,
         }
     }
 }
@@ -110,19 +123,21 @@ pub(crate) fn new_root(now: Timestamp) -> Result<RootCa, IssueError> {
 
 /// A swarm's root, ready to sign.
 pub(crate) struct Authority {
-    root_pem: String,
+    /// What follows the certificate itself in a chain.
+    tail_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    /// The authority of `cluster`.
+    /// The authority of `cluster`: the new root while it is being changed.
     pub(crate) fn new(cluster: &Cluster) -> Result<Self, IssueError> {
-        let key = KeyPair::from_pem(&cluster.root_key_pem).map_err(IssueError::Root)?;
-        let issuer =
-            Issuer::from_ca_cert_pem(&cluster.root_ca_pem, key).map_err(IssueError::Root)?;
+        let key_pem = match &cluster.rotation {
+            None => &cluster.root_key_pem,
+            Some(rotation) => &rotation.root_key_pem,
+        };
         Ok(Self {
-            root_pem: cluster.root_ca_pem.clone(),
-            issuer,
+            tail_pem: rotation::chain_tail(cluster),
+            issuer: issuer(rotation::target(cluster), key_pem)?,
         })
     }
 
@@ -142,8 +157,73 @@ impl Authority {
         let certificate = params
             .signed_by(&key, &self.issuer)
             .map_err(IssueError::Sign)?;
-        Ok(certificate.pem() + &self.root_pem)
+        Ok(certificate.pem() + &self.tail_pem)
     }
+}
+
+fn issuer(certificate_pem: &str, key_pem: &Secret) -> Result<Issuer<'static, KeyPair>, IssueError> {
+    let key = KeyPair::from_pem(key_pem).map_err(IssueError::Root)?;
+    Issuer::from_ca_cert_pem(certificate_pem, key).map_err(IssueError::Root)
+}
+
+/// The name and the key of the root `certificate` in a certificate that `cluster`'s root of now has
+/// signed; an authority for nodes' certificates, and for no other authority's. Good as long as the new
+/// root. Gives PEM. `rng` draws the serial number.
+pub(super) fn cross_sign(
+    cluster: &Cluster,
+    certificate: &X509Certificate<'_>,
+    now: Timestamp,
+    rng: &mut impl Rng,
+) -> Result<String, IssueError> {
+    let public = SubjectPublicKeyInfo::from_der(certificate.public_key().raw);
+    let public = public.map_err(|_| IssueError::Key)?;
+    let mut params = CertificateParams::default();
+    let life = Duration::ZERO;
+    set_term(&mut params, Term { now, life })?;
+    params.not_after = certificate.validity().not_after.to_datetime();
+    params.serial_number = Some(serial_number(rng));
+    params.distinguished_name = copied(certificate.subject())?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    if let Some(id) = subject_key_id(certificate) {
+        params.key_identifier_method = KeyIdMethod::PreSpecified(id.to_vec());
+    }
+    let issuer = issuer(&cluster.root_ca_pem, &cluster.root_key_pem)?;
+    let signed = params.signed_by(&public, &issuer);
+    let signed = signed.map_err(IssueError::Sign)?;
+    // A chain is followed by names, byte for byte.
+    let copy = parse(signed.der()).map_err(IssueError::RootCertificate)?;
+    if copy.subject().as_raw() != certificate.subject().as_raw() {
+        return Err(IssueError::RootName);
+    }
+    Ok(signed.pem())
+}
+
+/// `name`, to be written once more. Refused where it would come out otherwise.
+fn copied(name: &X509Name<'_>) -> Result<DistinguishedName, IssueError> {
+    let mut copy = DistinguishedName::new();
+    for part in name.iter() {
+        let mut attributes = part.iter();
+        let (Some(attribute), None) = (attributes.next(), attributes.next()) else {
+            return Err(IssueError::RootName);
+        };
+        let kind: Option<Vec<u64>> = attribute.attr_type().iter().map(Iterator::collect);
+        let kind = DnType::from_oid(&kind.ok_or(IssueError::RootName)?);
+        let text = attribute.as_str().map_err(|_| IssueError::RootName)?;
+        let value = match attribute.attr_value().tag() {
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            Tag::PrintableString => {
+                DnValue::PrintableString(text.try_into().map_err(|_| IssueError::RootName)?)
+            }
+            Tag::Ia5String => {
+                DnValue::Ia5String(text.try_into().map_err(|_| IssueError::RootName)?)
+            }
+            _ => return Err(IssueError::RootName),
+        };
+        copy.push(kind, value);
+    }
+    Ok(copy)
 }
 
 /// The key of a request whose signature proves that the sender has its private half.
@@ -175,11 +255,7 @@ fn leaf(
 ) -> Result<CertificateParams, IssueError> {
     let mut params = CertificateParams::default();
     set_term(&mut params, term)?;
-    let mut serial = [0; SERIAL_BYTES];
-    rng.fill_bytes(&mut serial);
-    // A serial number is a positive integer: the sign bit stays clear, and it is never zero.
-    serial[0] = serial[0] & 0x7f | 1;
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.serial_number = Some(serial_number(rng));
     let unit = subject.role.organizational_unit();
     params.distinguished_name = DistinguishedName::new();
     for (kind, value) in [
@@ -206,6 +282,14 @@ fn leaf(
     ];
     params.use_authority_key_identifier_extension = true;
     Ok(params)
+}
+
+fn serial_number(rng: &mut impl Rng) -> SerialNumber {
+    let mut serial = [0; SERIAL_BYTES];
+    rng.fill_bytes(&mut serial);
+    // A positive integer: the sign bit stays clear, and it is never zero.
+    serial[0] = serial[0] & 0x7f | 1;
+    SerialNumber::from_slice(&serial)
 }
 
 fn set_term(params: &mut CertificateParams, term: Term) -> Result<(), IssueError> {

@@ -6,18 +6,25 @@
 //! * The root's key is in the replicated store and in managers' memory, never in a file.
 //! * TLS 1.3 only, one crypto provider, named in [`creds`]; sessions are never resumed, so that every
 //!   connection shows a certificate that is valid now.
+//! * While the root is changed ([`rotation`]) every chain can be traced back to the root before, and every
+//!   node trusts that one: at each step any two nodes verify each other.
 //!
-//! Deliberately absent: rotation of the root, external authorities, revocation lists (a node that is
-//! removed is refused because the store no longer has it).
+//! Deliberately absent: external authorities, revocation lists (a node that is removed is refused because
+//! the store no longer has it).
 
 mod admit;
 mod creds;
+mod given;
 mod issue;
 mod own;
+pub(crate) mod rotation;
 mod subject;
 
 pub(crate) use admit::{Refused, admit};
 pub(crate) use creds::{client_config, server_config};
+pub(crate) use given::{GivenRoot, RootRefused};
 pub(crate) use issue::{Authority, IssueError, RootCa, Term, new_root};
 pub(crate) use own::{CredentialsFile, OwnCertificate, OwnCertificateError};
+#[cfg(test)]
+pub(crate) use subject::issuer_of;
 pub(crate) use subject::{Subject, validity};

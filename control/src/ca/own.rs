@@ -19,7 +19,8 @@ use crate::private_file;
 use crate::seal::Seal;
 
 use super::creds::CredentialsError;
-use super::subject::{SubjectError, validity};
+use super::rotation::{chain_tail, trusted_roots};
+use super::subject::{SubjectError, issuer_of, validity};
 use super::{Authority, IssueError, Subject, Term, client_config, server_config};
 
 /// Largest credentials file that is read; ours are about 2 KB.
@@ -133,12 +134,16 @@ pub(crate) struct OwnCertificate {
     pub(crate) client: ClientConfig,
     /// When it is to be replaced.
     pub(crate) renewal: Renewal,
+    /// Key identifier of the root that has signed it, hexadecimal.
+    pub(crate) issuer: String,
+    /// What follows the certificate in its chain: other with another root.
+    pub(crate) tail_pem: String,
 }
 
 impl OwnCertificate {
     /// The certificate of manager `node_id` from `file`, or a new one, written there, when
-    /// the file is missing, damaged, of another swarm or node, or due to be replaced, for which `rng`
-    /// draws a moment. Reads and writes a small file.
+    /// the file is missing, damaged, of another swarm, root or node, or due to be replaced, for which
+    /// `rng` draws a moment. Reads and writes a small file.
     pub(crate) fn load_or_issue(
         file: &CredentialsFile,
         cluster: &Cluster,
@@ -151,10 +156,10 @@ impl OwnCertificate {
             role: Role::Manager,
             cluster_id: cluster.id.clone(),
         };
-        let root_pem = &cluster.root_ca_pem;
+        let roots = (trusted_roots(cluster), chain_tail(cluster));
         if let Some(kept) = file
             .read()
-            .and_then(|(pem, _)| Self::from_pem(&pem, root_pem, &subject, rng).ok())
+            .and_then(|(pem, _)| Self::from_pem(&pem, &roots, &subject, rng).ok())
             && now < kept.renewal.due()
         {
             return Ok(kept);
@@ -170,7 +175,7 @@ impl OwnCertificate {
         };
         let chain = Authority::new(cluster)?.issue(request.der(), &subject, term, rng)?;
         let pem = Zeroizing::new(key.serialize_pem() + &chain);
-        let own = Self::from_pem(&pem, root_pem, &subject, rng)?;
+        let own = Self::from_pem(&pem, &roots, &subject, rng)?;
         let sealed = file.sealed();
         let written = file.write(&pem, *sealed);
         written.map_err(|source| OwnCertificateError::Write {
@@ -189,23 +194,25 @@ impl OwnCertificate {
     ) -> Result<(Self, ClusterId), OwnCertificateError> {
         let absent = || OwnCertificateError::Absent(file.path.clone());
         let (pem, _) = file.read().ok_or_else(absent)?;
-        // The chain ends in the root.
-        let root = pem
-            .rfind("-----BEGIN CERTIFICATE-----")
-            .ok_or_else(absent)?;
+        // All that follows the certificate itself: its root; with the new root too while that is being
+        // changed, which is the key in the certificate between the two.
+        let mut begins = pem.match_indices("-----BEGIN CERTIFICATE-----");
+        let (tail, _) = begins.nth(1).ok_or_else(absent)?;
         let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(CredentialsError::Pem)?;
         let subject = Subject::from_der(&leaf)?;
         if subject.node_id != *node_id || subject.role != Role::Manager {
             return Err(absent());
         }
-        let own = Self::from_pem(&pem, &pem[root..], &subject, rng)?;
+        let roots = (pem[tail..].to_owned(), pem[tail..].to_owned());
+        let own = Self::from_pem(&pem, &roots, &subject, rng)?;
         Ok((own, subject.cluster_id))
     }
 
-    /// Reads key and chain from `pem`; they must be `expected`'s, under the root `root_pem`.
+    /// Reads key and chain from `pem`; they must be `expected`'s, the chain ending in `tail_pem`. Others
+    /// are verified with `roots_pem`.
     fn from_pem(
         pem: &str,
-        root_pem: &str,
+        (roots_pem, tail_pem): &(String, String),
         expected: &Subject,
         rng: &mut impl Rng,
     ) -> Result<Self, OwnCertificateError> {
@@ -213,14 +220,16 @@ impl OwnCertificate {
         if Subject::from_der(&leaf)? != *expected {
             return Err(SubjectError::Name("subject").into());
         }
-        // The chain ends in the root it was issued under, verbatim.
-        if !pem.ends_with(root_pem) {
+        // The chain ends in what it was issued under, verbatim.
+        if !pem.ends_with(tail_pem) {
             return Err(SubjectError::Name("root").into());
         }
         Ok(Self {
-            server: server_config(pem, pem, root_pem)?,
-            client: client_config(pem, pem, root_pem)?,
+            server: server_config(pem, pem, roots_pem)?,
+            client: client_config(pem, pem, roots_pem)?,
             renewal: Renewal::of(&validity(&leaf)?, rng),
+            issuer: issuer_of(&leaf)?,
+            tail_pem: tail_pem.clone(),
         })
     }
 }
@@ -254,6 +263,7 @@ mod tests {
             networks_made: swarm_model::NetworkCursor::default(),
             epoch: 0,
             lock: swarm_model::ManagerLock::default(),
+            rotation: None,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use swarm_model::{ClusterId, NodeId, Role, Timestamp, Validity};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::AttributeTypeAndValue;
 
@@ -61,7 +62,41 @@ pub(crate) fn validity(certificate: &[u8]) -> Result<Validity, SubjectError> {
     })
 }
 
-fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, SubjectError> {
+/// Who has signed the certificate in DER: the key identifier of that authority, in hexadecimal digits, as
+/// it stands in the certificate; empty where it does not.
+pub(crate) fn issuer_of(certificate: &[u8]) -> Result<String, SubjectError> {
+    let certificate = parse(certificate)?;
+    let mut extensions = certificate.extensions().iter();
+    let id = extensions.find_map(|it| match it.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref(),
+        _ => None,
+    });
+    Ok(id.map(|id| hexadecimal(id.0)).unwrap_or_default())
+}
+
+/// The key identifier of the authority whose certificate in DER this is, in hexadecimal digits: what the
+/// certificates that it signs say of their issuer. Empty where it has none.
+pub(crate) fn key_id(certificate: &[u8]) -> Result<String, SubjectError> {
+    let certificate = parse(certificate)?;
+    Ok(subject_key_id(&certificate)
+        .map(hexadecimal)
+        .unwrap_or_default())
+}
+
+/// The subject key identifier of `certificate`, where it has one.
+pub(super) fn subject_key_id<'a>(certificate: &X509Certificate<'a>) -> Option<&'a [u8]> {
+    let mut extensions = certificate.extensions().iter();
+    extensions.find_map(|it| match it.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0),
+        _ => None,
+    })
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, SubjectError> {
     let (rest, certificate) =
         X509Certificate::from_der(certificate).map_err(|_| SubjectError::Malformed)?;
     if rest.is_empty() {

@@ -74,21 +74,34 @@ fn cut(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
 
-/// The node as it is once it has opened a session; none when that changes nothing.
+/// The node as it is once it has opened a session from `address`, with a certificate of `issuer`; none when
+/// that changes nothing.
 pub(crate) fn greet(
     node: &Node,
     description: NodeDescription,
-    address: Option<IpAddr>,
+    (address, issuer): (Option<IpAddr>, &str),
     now: Timestamp,
 ) -> Option<Node> {
     let mut next = node.clone();
     next.description = description;
     next.status.address = address.or(next.status.address);
+    next.status.certificate_issuer = cut(issuer);
     if next.status.state != NodeState::Ready {
         next.status.state = NodeState::Ready;
         next.status.since = now;
         next.status.message.clear();
     }
+    if next == *node {
+        return None;
+    }
+    next.meta.updated_at = now;
+    Some(next)
+}
+
+/// The node with a certificate of `issuer`, a key identifier; none when that changes nothing.
+pub(crate) fn note_issuer(node: &Node, issuer: &str, now: Timestamp) -> Option<Node> {
+    let mut next = node.clone();
+    next.status.certificate_issuer = cut(issuer);
     if next == *node {
         return None;
     }

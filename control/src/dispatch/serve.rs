@@ -21,10 +21,10 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::liveness::Liveness;
-use super::observe::{Report, greet, judge, note_problems, observe};
+use super::observe::{Report, greet, judge, note_issuer, note_problems, observe};
 use super::session::Sessions;
 use super::stream::{Outbound, Outlet};
-use super::wire::{managers, standing, standing_message, welcome};
+use super::wire::{common_standing, standing, standing_message, welcome};
 use crate::clock;
 use crate::serve::{Identity, Peer, TokenBucket};
 use crate::store::{State, Store, UpdateError};
@@ -146,7 +146,7 @@ impl Live {
         self.liveness.heard(&node.id, self.clock.now());
         let (outlet, stream) = Outlet::new(session.clone());
         outlet.send(welcome(state, session, node, self_id))?;
-        let now = standing(node, &managers(state, self_id));
+        let now = standing(node, &common_standing(state, self_id));
         outlet.send(standing_message(now.clone()))?;
         self.told.insert(node.id.clone(), now);
         let first = self.sessions.open(state, &node.id, session.clone());
@@ -167,12 +167,15 @@ impl Live {
 
     /// Sends every session what is new in `state`.
     fn publish(&mut self, state: &State, self_id: &NodeId) {
-        let managers = managers(state, self_id);
+        let common = common_standing(state, self_id);
         let news = |(id, told): (&NodeId, &v1::Standing)| {
             let node = state.node(id)?;
             let role = i32::from(v1::Role::from(node.role));
-            let is_news = told.role != role || told.managers != managers;
-            is_news.then(|| (id.clone(), standing(node, &managers)))
+            let is_news = told.role != role
+                || told.managers != common.managers
+                || told.root_ca_pem != common.root_ca_pem
+                || told.certificate_issuer != common.certificate_issuer;
+            is_news.then(|| (id.clone(), standing(node, &common)))
         };
         for (id, now) in self.told.iter().filter_map(news).collect::<Vec<_>>() {
             let outlet = self.outlets.get(&id);
@@ -405,12 +408,13 @@ impl Dispatcher {
         node: &NodeId,
         description: NodeDescription,
         address: Option<IpAddr>,
+        issuer: &str,
     ) -> Result<(), Status> {
         let update = self.0.store.update(|state| {
             let before = state.node(node).ok_or_else(|| {
                 Status::permission_denied("this node is not in the swarm: let it join again")
             })?;
-            let after = greet(before, description, address, clock::now());
+            let after = greet(before, description, (address, issuer), clock::now());
             Ok((after.into_iter().map(Into::into).collect(), ()))
         });
         update.await.map_err(|error| match error {
@@ -496,29 +500,39 @@ impl Dispatcher {
             Some(Message::Problems(v1::NodeProblems { problems })) => {
                 let problems = problems.into_iter().map(NodeProblem::try_from);
                 match problems.collect::<Result<Vec<_>, _>>() {
-                    Ok(problems) => self.note(node, &problems).await,
+                    Ok(problems) => {
+                        let noted = |node: &Node| note_problems(node, &problems, clock::now());
+                        self.note(node, noted).await
+                    }
                     Err(error) => {
                         tracing::warn!(%node, %error, "problems that cannot be read were left out");
                         Ok(())
                     }
                 }
             }
+            Some(Message::Certificate(v1::CertificateInUse { issuer })) => {
+                let noted = |node: &Node| note_issuer(node, &issuer, clock::now());
+                self.note(node, noted).await
+            }
         }
     }
 
-    /// Writes down what is wrong on `node`. Its next message waits for that.
-    async fn note(&self, node: &NodeId, problems: &[NodeProblem]) -> Result<(), Status> {
+    /// Writes down what `node` says of itself, `noted` being what becomes of it. Its next message waits
+    /// for that.
+    async fn note(
+        &self,
+        node: &NodeId,
+        noted: impl Fn(&Node) -> Option<Node>,
+    ) -> Result<(), Status> {
         let update = self.0.store.update(|state| {
-            let noted = state
-                .node(node)
-                .and_then(|node| note_problems(node, problems, clock::now()));
+            let noted = state.node(node).and_then(|node| noted(node));
             Ok::<_, Infallible>((noted.into_iter().map(Into::into).collect(), ()))
         });
         match update.await {
             Err(UpdateError::NotLeader { .. }) => Err(self.0.not_leader()),
             Err(error) => {
-                // The agent reports them again in its next session, or when they change.
-                tracing::warn!(%node, %error, "could not write a node's problems down");
+                // The agent says it again in its next session, or when it changes.
+                tracing::warn!(%node, %error, "could not write down what a node says of itself");
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -586,7 +600,9 @@ impl DispatcherRpc for Dispatcher {
         let Some(Message::Hello(hello)) = first.and_then(|message| message.message) else {
             return Err(Status::invalid_argument("a session begins with a hello"));
         };
-        self.register(&node, description(hello)?, address).await?;
+        let issuer = hello.certificate_issuer.clone();
+        let description = description(hello)?;
+        self.register(&node, description, address, &issuer).await?;
         let session = SessionId::random(&mut rand::rng());
         let opened = self.0.store.read(|state| {
             let mut live = self.0.live();

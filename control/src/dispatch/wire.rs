@@ -6,6 +6,7 @@ use swarm_model::{Node, SessionId};
 use super::assignment::{AssignmentKey, EndpointState, Item};
 use super::overlay::{NetworkEndpoint, NetworkService};
 use super::session::Outgoing;
+use crate::ca::rotation;
 use crate::store::State;
 
 impl From<Outgoing> for v1::ManagerMessage {
@@ -172,11 +173,24 @@ pub(crate) fn welcome(
     }
 }
 
-/// What `node` is to know of itself and of the `managers`.
-pub(super) fn standing(node: &Node, managers: &[String]) -> v1::Standing {
+/// What all nodes are to know of the swarm: where its managers are, `own` first, and what it trusts.
+pub(super) fn common_standing(state: &State, own: &swarm_model::NodeId) -> v1::Standing {
+    let cluster = state.cluster();
+    v1::Standing {
+        role: v1::Role::Unspecified.into(),
+        managers: managers(state, own),
+        root_ca_pem: cluster
+            .map(|it| rotation::trusted_roots(it))
+            .unwrap_or_default(),
+        certificate_issuer: cluster.map(|it| rotation::issuer(it)).unwrap_or_default(),
+    }
+}
+
+/// What `node` is to know of itself, and what all know.
+pub(super) fn standing(node: &Node, common: &v1::Standing) -> v1::Standing {
     v1::Standing {
         role: v1::Role::from(node.role).into(),
-        managers: managers.to_vec(),
+        ..common.clone()
     }
 }
 

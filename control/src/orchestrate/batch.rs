@@ -1,6 +1,6 @@
 //! What a pass wants changed.
 
-use swarm_model::{Network, Node, Service, ServiceId, Task, TaskId, Timestamp};
+use swarm_model::{Cluster, Network, Node, Service, ServiceId, Task, TaskId, Timestamp};
 
 use crate::store::{Change, ObjectKey};
 
@@ -42,6 +42,11 @@ impl Batch {
     /// Asks for another pass at `at`, although nothing may have changed by then.
     pub(crate) fn wake_at(&mut self, at: Timestamp) {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    pub(crate) fn put_cluster(&mut self, mut cluster: Cluster) {
+        cluster.meta.updated_at = self.now;
+        self.changes.push(cluster.into());
     }
 
     pub(crate) fn put_node(&mut self, mut node: Node) {

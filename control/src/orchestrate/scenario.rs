@@ -54,6 +54,7 @@ impl Scenario {
             networks_made: swarm_model::NetworkCursor::default(),
             epoch: 0,
             lock: swarm_model::ManagerLock::default(),
+            rotation: None,
         };
         scenario.put(cluster);
         scenario

@@ -3,6 +3,7 @@
 mod alone;
 mod locked;
 mod members;
+mod rotation;
 
 use std::collections::BTreeSet;
 

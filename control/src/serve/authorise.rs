@@ -36,7 +36,7 @@ enum Access {
 }
 
 /// Every method there is.
-const METHODS: [(&str, Access); 31] = [
+const METHODS: [(&str, Access); 33] = [
     ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/RenewNodeCertificate", Access::Node),
@@ -45,6 +45,8 @@ const METHODS: [(&str, Access); 31] = [
     ("/swarm.v1.Control/UpdateCluster", Access::Manager),
     ("/swarm.v1.Control/GetJoinToken", Access::Manager),
     ("/swarm.v1.Control/GetUnlockKey", Access::Manager),
+    ("/swarm.v1.Control/RotateRoot", Access::Manager),
+    ("/swarm.v1.Control/GetRootRotation", Access::Manager),
     ("/swarm.v1.Control/ListNodes", Access::Manager),
     ("/swarm.v1.Control/GetNode", Access::Manager),
     ("/swarm.v1.Control/RemoveNode", Access::Manager),

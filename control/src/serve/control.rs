@@ -19,7 +19,8 @@ use super::forward::Forwarder;
 use super::join_managers::reconfigure;
 use super::managers::{self, RoleOutcome};
 use super::refusal::{Refusal, outcome};
-use super::{Identity, Peer, drain, lookup, networks, nodes, services};
+use super::{Identity, Peer, drain, lookup, networks, nodes, roots, services};
+use crate::ca::{GivenRoot, new_root};
 use crate::clock;
 use crate::store::{State, Store};
 
@@ -127,6 +128,42 @@ impl Control for ControlService {
         Ok(Response::new(v1::GetUnlockKeyResponse {
             unlock_key: unlock_key.unwrap_or_default(),
         }))
+    }
+
+    async fn rotate_root(
+        &self,
+        request: Request<v1::RotateRootRequest>,
+    ) -> Answer<v1::RotateRootResponse> {
+        let v1::RotateRootRequest {
+            root_ca_pem,
+            root_key_pem,
+            certificate_expiry_ms,
+        } = request.into_inner();
+        let now = clock::now();
+        let given = GivenRoot::read(&root_ca_pem, root_key_pem.into(), now);
+        let root = match given.map_err(Refusal::from)? {
+            Some(given) => given.into_inner(),
+            None => new_root(now).map_err(Refusal::from)?,
+        };
+        let root_ca_pem = root.certificate_pem.clone();
+        let expiry = certificate_expiry_ms.map(Duration::from_millis);
+        let begun = self
+            .store
+            .update(|state| {
+                let cluster = roots::rotate(state, root, expiry, now, &mut rand::rng())?;
+                Ok((vec![cluster.into()], ()))
+            })
+            .await;
+        outcome(begun)?;
+        tracing::info!("began to change the root certificate");
+        Ok(Response::new(v1::RotateRootResponse { root_ca_pem }))
+    }
+
+    async fn get_root_rotation(
+        &self,
+        _: Request<v1::GetRootRotationRequest>,
+    ) -> Answer<v1::GetRootRotationResponse> {
+        Ok(Response::new(self.store.read(roots::progress)?))
     }
 
     async fn list_nodes(

@@ -18,6 +18,9 @@ use crate::store::{MemberChange, Store, Unavailable, UpdateError};
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
 
+/// Most characters of a key identifier.
+const ISSUER_MAX: usize = 128;
+
 /// Makes nodes members.
 #[derive(Debug)]
 pub(super) struct ManagersService {
@@ -38,7 +41,15 @@ impl Managers for ManagersService {
         else {
             return Err(Status::unauthenticated("a manager's certificate is needed"));
         };
-        let v1::JoinManagersRequest { raft_id, address } = request.into_inner();
+        let v1::JoinManagersRequest {
+            raft_id,
+            address,
+            certificate_issuer,
+        } = request.into_inner();
+        // A key identifier, which is kept.
+        if certificate_issuer.len() > ISSUER_MAX {
+            return Err(Refusal::Missing("certificate_issuer").into());
+        }
         let address: SocketAddr = address
             .parse()
             .ok()
@@ -53,7 +64,8 @@ impl Managers for ManagersService {
         for _ in 0..2 {
             let now = clock::now();
             let joined = reconfigure(&self.store, |state, members| {
-                managers::join(state, members, &id, raft_id, address, now)
+                let member = (raft_id, address, certificate_issuer.as_str());
+                managers::join(state, members, &id, member, now)
             });
             if joined.await? {
                 tracing::info!(node_id = %id, raft_id, %address, "a manager joined");

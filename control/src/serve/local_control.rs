@@ -6,7 +6,7 @@ use swarm_model::{NodeId, Role};
 use tonic::{Request, Response, Status};
 
 use super::refusal::Refusal;
-use crate::ca::{Authority, Subject, Term};
+use crate::ca::{Authority, Subject, Term, rotation};
 use crate::clock;
 use crate::store::Store;
 
@@ -64,7 +64,7 @@ impl LocalControl for LocalControlService {
         Ok(Response::new(v1::IssueManagerCertificateResponse {
             cluster_id: cluster.id.to_string(),
             certificate_chain_pem: chain,
-            root_ca_pem: cluster.root_ca_pem.clone(),
+            root_ca_pem: rotation::trusted_roots(&cluster),
         }))
     }
 }

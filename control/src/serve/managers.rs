@@ -102,14 +102,13 @@ fn check_removal(node: &Node, raft_id: u64, members: &Members) -> Result<(), Ref
     Ok(())
 }
 
-/// What makes the manager `id`, reached at `address`, the member `raft_id`. When it was another member
+/// What makes the manager `id`, reached at `address` with a certificate of `issuer`, the member `raft_id`. When it was another member
 /// before, whose log is lost, that one goes first: then nothing is returned for the new one yet.
 pub(super) fn join(
     state: &State,
     members: &Members,
     id: &NodeId,
-    raft_id: u64,
-    address: SocketAddr,
+    (raft_id, address, issuer): (u64, SocketAddr, &str),
     now: Timestamp,
 ) -> Result<(Vec<Change>, Option<MemberChange>, bool), Refusal> {
     let node = state.node(id).ok_or_else(|| Refusal::NotFound {
@@ -132,6 +131,7 @@ pub(super) fn join(
         raft_id,
         address,
         leader: false,
+        certificate_issuer: issuer.to_owned(),
     };
     match &node.manager {
         Some(manager) if manager.raft_id != raft_id => {
@@ -141,7 +141,11 @@ pub(super) fn join(
             next.manager = None;
             Ok((vec![next.into()], member, false))
         }
-        Some(manager) if manager.address == address && members.contains(raft_id) => {
+        Some(manager)
+            if manager.address == address
+                && manager.certificate_issuer == issuer
+                && members.contains(raft_id) =>
+        {
             Ok((Vec::new(), None, true))
         }
         _ => {

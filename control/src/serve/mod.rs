@@ -37,6 +37,7 @@ pub(crate) mod nodes;
 mod peer;
 mod rate;
 mod refusal;
+mod roots;
 mod server;
 pub(crate) mod services;
 mod socket;

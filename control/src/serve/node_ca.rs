@@ -12,7 +12,7 @@ use super::connection::Caller;
 use super::rate::TokenBucket;
 use super::refusal::{Refusal, outcome};
 use super::{Identity, Peer, nodes};
-use crate::ca::{Authority, Subject, Term, admit};
+use crate::ca::{Authority, Subject, Term, admit, rotation};
 use crate::clock;
 use crate::store::Store;
 
@@ -37,12 +37,12 @@ impl NodeCaService {
         }
     }
 
-    /// A certificate for a new node. Says nothing to the store yet.
+    /// A certificate for a new node, and what it is to trust. Says nothing to the store yet.
     fn issue(
         &self,
         request: &v1::IssueNodeCertificateRequest,
         now: Timestamp,
-    ) -> Result<(Subject, String), Refusal> {
+    ) -> Result<(Subject, String, String), Refusal> {
         let free = self
             .rate
             .lock()
@@ -67,7 +67,7 @@ impl NodeCaService {
             life: cluster.spec.certificate_expiry,
         };
         let chain = Authority::new(&cluster)?.issue(&request.csr, &subject, term, &mut rng)?;
-        Ok((subject, chain))
+        Ok((subject, chain, rotation::trusted_roots(&cluster)))
     }
 
     /// A certificate for `caller` in place of the one that it has, and how long it is good. The
@@ -100,7 +100,7 @@ impl NodeCaService {
         let answer = v1::RenewNodeCertificateResponse {
             role: v1::Role::from(role).into(),
             certificate_chain_pem: chain,
-            root_ca_pem: cluster.root_ca_pem.clone(),
+            root_ca_pem: rotation::trusted_roots(&cluster),
         };
         Ok((answer, life))
     }
@@ -142,7 +142,7 @@ impl NodeCa for NodeCaService {
             .get()
             .and_then(|peer: &Peer| peer.address);
         let request = request.into_inner();
-        let (subject, chain) = self.issue(&request, now).inspect_err(|refusal| {
+        let (subject, chain, roots) = self.issue(&request, now).inspect_err(|refusal| {
             // What is beyond the rate is beyond the log's, too.
             if !matches!(refusal, Refusal::TooManyJoins) {
                 tracing::info!(?from, %refusal, "refused a host that wanted to join");
@@ -164,6 +164,7 @@ impl NodeCa for NodeCaService {
             cluster_id: subject.cluster_id.to_string(),
             role: v1::Role::from(subject.role).into(),
             certificate_chain_pem: chain,
+            root_ca_pem: roots,
         }))
     }
 

@@ -11,7 +11,7 @@ use swarm_model::{
 use tonic::{Code, Status};
 
 use crate::allocate::NoNetwork;
-use crate::ca::{IssueError, Refused};
+use crate::ca::{IssueError, Refused, RootRefused};
 use crate::store::UpdateError;
 
 /// Why a call is not carried out. Nothing was changed.
@@ -276,6 +276,9 @@ pub(crate) enum Refusal {
     /// No certificate.
     #[error(transparent)]
     Issue(#[from] IssueError),
+    /// A root that cannot be the swarm's.
+    #[error(transparent)]
+    Root(#[from] RootRefused),
     /// The store has no swarm yet.
     #[error("the manager is still starting; try again in a moment")]
     NotReady,
@@ -338,8 +341,13 @@ impl Refusal {
             | Self::TooManyRenewals
             | Self::TooManyNodes(_)
             | Self::Network(NoNetwork::NoSubnet | NoNetwork::NoVni) => Code::ResourceExhausted,
-            Self::Issue(error) if error.is_callers_fault() => Code::InvalidArgument,
-            Self::Issue(_) => Code::Internal,
+            Self::Issue(error) | Self::Root(RootRefused::Issue(error))
+                if error.is_callers_fault() =>
+            {
+                Code::InvalidArgument
+            }
+            Self::Issue(_) | Self::Root(RootRefused::Issue(_)) => Code::Internal,
+            Self::Root(_) => Code::InvalidArgument,
             Self::NodeIdTaken(_)
             | Self::NotReady
             | Self::RaftIdTaken(_)

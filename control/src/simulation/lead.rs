@@ -155,7 +155,10 @@ impl Lead {
                 });
                 self.reports.extend(reports);
             }
-            Message::Hello(_) | Message::Heartbeat(_) | Message::Problems(_) => {}
+            Message::Hello(_)
+            | Message::Heartbeat(_)
+            | Message::Problems(_)
+            | Message::Certificate(_) => {}
         }
         true
     }

@@ -536,7 +536,7 @@ impl Manager {
                 Purpose::Register(node, _, description) => {
                     let before = state.node(node).ok_or("this node is not in the swarm")?;
                     let address = description.data_path_address;
-                    let after = greet(before, (**description).clone(), address, now);
+                    let after = greet(before, (**description).clone(), (address, ""), now);
                     after.into_iter().map(Change::from).collect()
                 }
             };

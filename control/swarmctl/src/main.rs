@@ -10,6 +10,7 @@ mod command;
 mod connect;
 mod network;
 mod port;
+mod shown;
 mod table;
 mod time;
 

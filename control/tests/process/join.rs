@@ -78,6 +78,7 @@ impl Session {
         };
         let hello = FromAgent::Hello(v1::Hello {
             description: Some(description),
+            ..v1::Hello::default()
         });
         let message = Some(hello);
         agent.send(v1::AgentMessage { message }).await.unwrap();

@@ -74,6 +74,7 @@ impl Agent {
                 data_path_address: format!("198.51.100.{last}"),
                 ..v1::NodeDescription::default()
             }),
+            ..v1::Hello::default()
         })
     }
 

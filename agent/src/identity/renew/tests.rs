@@ -56,7 +56,16 @@ impl Authority {
         let issued = time::OffsetDateTime::now_utc() - age;
         params.not_before = issued - swarm_model::CERTIFICATE_BACKDATE;
         params.not_after = issued + life;
+        params.use_authority_key_identifier_extension = true;
         params
+    }
+
+    /// What its certificates say of their issuer.
+    fn id(&self) -> String {
+        let credentials = self.credentials("x", Duration::ZERO, PATIENCE);
+        let connector = Connector::with_certificate(&credentials).unwrap();
+        assert!(!connector.issuer().is_empty());
+        connector.issuer().to_owned()
     }
 
     fn credentials(&self, name: &str, age: Duration, life: Duration) -> Credentials {
@@ -77,6 +86,10 @@ struct Manager {
     name: String,
     /// Certificates of the callers of renewals and sessions, in order.
     callers: Mutex<Vec<(&'static str, Vec<u8>)>>,
+    /// Who signs renewals in place of `authority`, and what it says is to be trusted.
+    next: Mutex<Option<(Authority, String)>>,
+    /// What agents have said of their certificates.
+    issuers: Arc<Mutex<Vec<String>>>,
     /// Renewals to be refused first.
     refusals: Mutex<u32>,
     sessions: Mutex<Vec<mpsc::Sender<Result<v1::ManagerMessage, Status>>>>,
@@ -159,11 +172,16 @@ impl NodeCa for Manager {
         let csr = request.into_inner().csr.into();
         let request = CertificateSigningRequestParams::from_der(&csr).unwrap();
         let params = Authority::params(&self.name, Duration::ZERO, PATIENCE * 100);
-        let certificate = params.signed_by(&request.public_key, &self.authority.issuer);
+        let next = self.next.lock().unwrap();
+        let (authority, root_ca_pem) = match &*next {
+            None => (&self.authority, self.authority.root_pem.clone()),
+            Some((authority, roots)) => (authority, roots.clone()),
+        };
+        let certificate = params.signed_by(&request.public_key, &authority.issuer);
         Ok(Response::new(v1::RenewNodeCertificateResponse {
             role: v1::Role::Worker.into(),
             certificate_chain_pem: certificate.unwrap().pem(),
-            root_ca_pem: self.authority.root_pem.clone(),
+            root_ca_pem,
         }))
     }
 }
@@ -177,6 +195,19 @@ impl Dispatcher for Manager {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         self.note("session", &request);
+        let mut incoming = request.into_inner();
+        let issuers = self.issuers.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = incoming.message().await {
+                use v1::agent_message::Message;
+                let issuer = match message.message {
+                    Some(Message::Hello(hello)) => hello.certificate_issuer,
+                    Some(Message::Certificate(in_use)) => in_use.issuer,
+                    _ => continue,
+                };
+                issuers.lock().unwrap().push(issuer);
+            }
+        });
         let (messages, stream) = mpsc::channel(4);
         let welcome = v1::Welcome {
             heartbeat_period_ms: 1000,
@@ -212,6 +243,8 @@ impl Node {
             } else {
                 "other".to_owned()
             },
+            next: Mutex::default(),
+            issuers: Arc::default(),
             callers: Mutex::default(),
             refusals: Mutex::new(refusals),
             sessions: Mutex::default(),
@@ -235,6 +268,7 @@ impl Node {
             watch::Sender::new(None),
         );
         let reports = report.subscribe();
+        let roots = watch::Sender::new(None);
         let stop = CancellationToken::new();
         let renewer = Renewer {
             state: state.clone(),
@@ -242,6 +276,7 @@ impl Node {
             channel: channel.subscribe(),
             connector,
             now: Arc::default(),
+            roots: roots.subscribe(),
         };
         let renewals = renewer.run(first.clone());
         let stopped = stop.clone();
@@ -255,6 +290,7 @@ impl Node {
             problems: watch::Sender::new(Vec::new()).subscribe(),
             report,
             channel,
+            roots,
         };
         tokio::spawn(crate::session::run(
             session,
@@ -396,4 +432,69 @@ async fn only_tls_1_3_is_offered() {
         );
         dialling.abort();
     }
+}
+
+#[tokio::test]
+async fn another_root_is_taken_up_on_the_open_session_which_goes_on() {
+    let mut node = Node::start(Duration::ZERO, PATIENCE * 100, 1, true).await;
+    let connected = node.report.wait_for(|report| report.connected);
+    tokio::time::timeout(PATIENCE, connected)
+        .await
+        .unwrap()
+        .unwrap();
+    let old = node.manager.authority.root_pem.clone();
+    let next = Authority::new();
+    let (new, id) = (next.root_pem.clone(), next.id());
+    let both = old.clone() + &new;
+    *node.manager.next.lock().unwrap() = Some((next, both.clone()));
+    let session = node.manager.sessions.lock().unwrap()[0].clone();
+    let tell = |root_ca_pem: &str, certificate_issuer: &str| {
+        let standing = v1::Standing {
+            root_ca_pem: root_ca_pem.to_owned(),
+            certificate_issuer: certificate_issuer.to_owned(),
+            ..v1::Standing::default()
+        };
+        let message = Some(v1::manager_message::Message::Standing(standing));
+        session
+            .try_send(Ok(v1::ManagerMessage { message }))
+            .unwrap();
+    };
+    let first = node.connector.borrow().issuer().to_owned();
+    assert_ne!(first, id);
+    // Told of what it has already, and of roots that are none: nothing is done.
+    tell(&old, &first);
+    tell("nonsense", &first);
+    tell(&both, &id);
+    let taken = node.connector.wait_for(|it| it.issuer() == id);
+    tokio::time::timeout(PATIENCE, taken)
+        .await
+        .unwrap()
+        .unwrap();
+    let kept = node.kept();
+    assert_eq!(kept.root_pem, both);
+    assert_ne!(kept.key_pem, node.first.key_pem);
+    assert_eq!(
+        node.manager.count("renewal"),
+        2,
+        "the first one was refused"
+    );
+    let said = async {
+        while *node.manager.issuers.lock().unwrap() != [first.clone(), id.clone()] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, said).await.unwrap();
+
+    // The end: the old one is forgotten, the certificate stays.
+    tell(&new, &id);
+    let forgotten = async {
+        while node.kept().root_pem != new {
+            node.connector.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, forgotten).await.unwrap();
+    assert_eq!(node.kept().to_pem(), kept.to_pem());
+    assert_eq!(node.manager.count("renewal"), 2);
+    assert_eq!(node.manager.count("session"), 1);
+    assert!(!session.is_closed() && node.report.borrow().connected);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use swarm_model::{
-    Cluster, ClusterSpec, ManagerLock, Meta, NetworkCursor, Timestamp, UnlockKey, Vni,
+    Cluster, ClusterSpec, ManagerLock, Meta, NetworkCursor, RootRotation, Timestamp, UnlockKey, Vni,
 };
 
 use super::ConvertError;
@@ -60,6 +60,7 @@ impl TryFrom<v1::Cluster> for Cluster {
             epoch,
             unlock_key,
             lock_version,
+            rotation,
         } = message;
         Ok(Self {
             id: id("cluster.id", cluster_id)?,
@@ -80,6 +81,7 @@ impl TryFrom<v1::Cluster> for Cluster {
                 version: lock_version,
                 key: unlock(&unlock_key)?,
             },
+            rotation: rotation.map(RootRotation::from),
         })
     }
 }
@@ -105,6 +107,7 @@ impl From<&Cluster> for v1::Cluster {
             networks_made: NetworkCursor { vni, subnet },
             epoch,
             lock: ManagerLock { version, key },
+            rotation,
         } = cluster;
         Self {
             id: id.to_string(),
@@ -119,6 +122,50 @@ impl From<&Cluster> for v1::Cluster {
             epoch: *epoch,
             unlock_key: key.as_ref().map(UnlockKey::to_text).unwrap_or_default(),
             lock_version: *version,
+            rotation: rotation.as_ref().map(v1::RootRotation::from),
+        }
+    }
+}
+
+impl From<v1::RootRotation> for RootRotation {
+    fn from(message: v1::RootRotation) -> Self {
+        let v1::RootRotation {
+            root_ca_pem,
+            root_key_pem,
+            cross_signed_pem,
+            worker_secret,
+            manager_secret,
+            given_up,
+        } = message;
+        Self {
+            root_ca_pem,
+            root_key_pem: root_key_pem.into(),
+            cross_signed_pem,
+            worker_secret: worker_secret.into(),
+            manager_secret: manager_secret.into(),
+            given_up,
+        }
+    }
+}
+
+impl From<&RootRotation> for v1::RootRotation {
+    /// Secrets included: for the log, not for an answer to a user.
+    fn from(rotation: &RootRotation) -> Self {
+        let RootRotation {
+            root_ca_pem,
+            root_key_pem,
+            cross_signed_pem,
+            worker_secret,
+            manager_secret,
+            given_up,
+        } = rotation;
+        Self {
+            root_ca_pem: root_ca_pem.clone(),
+            root_key_pem: String::from(&**root_key_pem),
+            cross_signed_pem: cross_signed_pem.clone(),
+            worker_secret: String::from(&**worker_secret),
+            manager_secret: String::from(&**manager_secret),
+            given_up: given_up.clone(),
         }
     }
 }

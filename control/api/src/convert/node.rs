@@ -185,6 +185,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             message,
             address,
             problems,
+            certificate_issuer,
         } = message;
         Ok(Self {
             state: read::<v1::NodeState, _>("node.status.state", state)?,
@@ -192,6 +193,7 @@ impl TryFrom<v1::NodeStatus> for NodeStatus {
             message,
             address: optional_ip("node.status.address", &address)?,
             problems: each(problems)?,
+            certificate_issuer,
         })
     }
 }
@@ -204,6 +206,7 @@ impl From<&NodeStatus> for v1::NodeStatus {
             message,
             address,
             problems,
+            certificate_issuer,
         } = status;
         Self {
             state: v1::NodeState::from(state).into(),
@@ -211,6 +214,7 @@ impl From<&NodeStatus> for v1::NodeStatus {
             message: message.clone(),
             address: optional_text(*address),
             problems: problems.iter().map(v1::NodeProblem::from).collect(),
+            certificate_issuer: certificate_issuer.clone(),
         }
     }
 }
@@ -223,11 +227,13 @@ impl TryFrom<v1::ManagerStatus> for ManagerStatus {
             raft_id,
             address,
             leader,
+            certificate_issuer,
         } = message;
         Ok(Self {
             raft_id,
             address: parsed("node.manager.address", "an IP address and port", &address)?,
             leader,
+            certificate_issuer,
         })
     }
 }
@@ -238,11 +244,13 @@ impl From<&ManagerStatus> for v1::ManagerStatus {
             raft_id,
             address,
             leader,
-        } = *status;
+            certificate_issuer,
+        } = status;
         Self {
-            raft_id,
+            raft_id: *raft_id,
             address: address.to_string(),
-            leader,
+            leader: *leader,
+            certificate_issuer: certificate_issuer.clone(),
         }
     }
 }

@@ -98,6 +98,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
         text(),
         (text(), text()),
         (cursor, any::<u64>(), lock),
+        option::of(root_rotation()),
     )
         .prop_map(
             |(
@@ -108,6 +109,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 root_key_pem,
                 (worker_secret, manager_secret),
                 (networks_made, epoch, lock),
+                rotation,
             )| Cluster {
                 id,
                 meta,
@@ -119,8 +121,32 @@ fn cluster() -> impl Strategy<Value = Cluster> {
                 networks_made,
                 epoch,
                 lock,
+                rotation,
             },
         )
+}
+
+fn root_rotation() -> impl Strategy<Value = RootRotation> {
+    let texts = [text(), text(), text(), text(), text()];
+    (texts, vec(text(), 0..3)).prop_map(
+        |(
+            [
+                root_ca_pem,
+                root_key_pem,
+                cross_signed_pem,
+                worker_secret,
+                manager_secret,
+            ],
+            given_up,
+        )| RootRotation {
+            root_ca_pem,
+            root_key_pem: root_key_pem.into(),
+            cross_signed_pem,
+            worker_secret: worker_secret.into(),
+            manager_secret: manager_secret.into(),
+            given_up,
+        },
+    )
 }
 
 fn node_spec() -> impl Strategy<Value = NodeSpec> {
@@ -169,27 +195,32 @@ fn node_status() -> impl Strategy<Value = NodeStatus> {
         text(),
         option::of(ip()),
         vec((option::of(id()), text()), 0..3),
+        text(),
     )
-        .prop_map(|(state, since, message, address, problems)| NodeStatus {
-            state,
-            since,
-            message,
-            address,
-            problems: problems
-                .into_iter()
-                .map(|(service, text)| NodeProblem { service, text })
-                .collect(),
-        })
+        .prop_map(
+            |(state, since, message, address, problems, certificate_issuer)| NodeStatus {
+                state,
+                since,
+                message,
+                address,
+                problems: problems
+                    .into_iter()
+                    .map(|(service, text)| NodeProblem { service, text })
+                    .collect(),
+                certificate_issuer,
+            },
+        )
 }
 
 fn manager_status() -> impl Strategy<Value = ManagerStatus> {
-    (any::<u64>(), ip(), any::<u16>(), any::<bool>()).prop_map(|(raft_id, ip, port, leader)| {
-        ManagerStatus {
+    (any::<u64>(), ip(), any::<u16>(), any::<bool>(), text()).prop_map(
+        |(raft_id, ip, port, leader, certificate_issuer)| ManagerStatus {
             raft_id,
             address: SocketAddr::new(ip, port),
             leader,
-        }
-    })
+            certificate_issuer,
+        },
+    )
 }
 
 fn node() -> impl Strategy<Value = Node> {

@@ -24,6 +24,7 @@ fn cluster() -> Cluster {
         networks_made: swarm_model::NetworkCursor::default(),
         epoch: 0,
         lock: swarm_model::ManagerLock::default(),
+        rotation: None,
     }
 }
 

@@ -135,12 +135,17 @@ fn long_texts_are_cut() {
 fn a_greeting_that_changes_nothing_is_not_written() {
     let swarm = Scenario::with_nodes(&["h1"]);
     let node = swarm.state.nodes().next().expect("one node");
-    let same = greet(node, node.description.clone(), node.status.address, NOW);
+    let same = greet(
+        node,
+        node.description.clone(),
+        (node.status.address, ""),
+        NOW,
+    );
     assert_eq!(same, None);
-    assert_eq!(greet(node, node.description.clone(), None, NOW), None);
+    assert_eq!(greet(node, node.description.clone(), (None, ""), NOW), None);
     let mut description = node.description.clone();
     description.hostname = "renamed".to_owned();
-    let after = greet(node, description, None, NOW).expect("news");
+    let after = greet(node, description, (None, "0a"), NOW).expect("news");
     assert_eq!(after.description.hostname, "renamed");
     assert_eq!(after.meta.updated_at, NOW);
 }

@@ -213,6 +213,7 @@ impl Agent {
     async fn open(manager: &mut Manager, node: &NodeId) -> Self {
         let hello = FromAgent::Hello(v1::Hello {
             description: Some(description("host")),
+            ..v1::Hello::default()
         });
         let mut agent = Self::call(manager, node, hello).await.expect("a session");
         let welcome = agent.next().await.expect("a welcome");
@@ -540,6 +541,7 @@ async fn a_removed_node_loses_its_session() {
     assert_eq!(agent.end().await.code(), Code::PermissionDenied);
     let hello = FromAgent::Hello(v1::Hello {
         description: Some(description("h2")),
+        ..v1::Hello::default()
     });
     let refused = Agent::call(&mut manager, &node, hello).await;
     assert_eq!(
@@ -563,9 +565,11 @@ async fn what_is_no_session_is_refused() {
         FromAgent::Heartbeat(v1::Heartbeat {}),
         FromAgent::Hello(v1::Hello {
             description: Some(large),
+            ..v1::Hello::default()
         }),
         FromAgent::Hello(v1::Hello {
             description: Some(nonsense),
+            ..v1::Hello::default()
         }),
     ] {
         let refused = Agent::call(&mut manager, &node, first).await;
@@ -583,6 +587,7 @@ async fn a_manager_that_does_not_lead_refuses() {
     let node = manager.nodes[0].clone();
     let hello = FromAgent::Hello(v1::Hello {
         description: Some(description("h1")),
+        ..v1::Hello::default()
     });
     let refused = Agent::call(&mut manager, &node, hello.clone()).await;
     assert_eq!(
@@ -639,6 +644,7 @@ async fn a_node_that_opens_sessions_without_end_is_refused_and_others_are_not() 
     let hello = || {
         FromAgent::Hello(v1::Hello {
             description: Some(description("host")),
+            ..v1::Hello::default()
         })
     };
     let mut opened = Vec::new();
@@ -689,6 +695,7 @@ async fn a_session_is_told_the_nodes_role_and_the_managers_whenever_they_change(
             raft_id: 7,
             address: ([192, 0, 2, 7], 2377).into(),
             leader: false,
+            certificate_issuer: String::new(),
         });
     })
     .await;

@@ -64,6 +64,7 @@ impl Manager {
             raft_id: 1,
             address,
             leader: true,
+            certificate_issuer: String::new(),
         });
         put(&store, vec![cluster.clone().into(), own.into()]).await;
 
@@ -181,6 +182,7 @@ pub(super) fn new_cluster() -> Cluster {
         networks_made: swarm_model::NetworkCursor::default(),
         epoch: 0,
         lock: swarm_model::ManagerLock::default(),
+        rotation: None,
     }
 }
 

@@ -28,6 +28,7 @@ fn swarm(count: u8, reachable: &[u64]) -> (State, Members) {
                 raft_id: number.into(),
                 address: address(number),
                 leader: number == 1,
+                certificate_issuer: String::new(),
             });
         }
         changes.push(node.into());
@@ -111,11 +112,20 @@ fn a_manager_joins_once_and_again_when_its_log_is_lost() {
     let mut node = testing::node(4);
     node.role = Role::Manager;
     state.apply(2, vec![node.into()]);
-    let ask = |state: &State, members: &Members, number, raft_id, at| {
-        join(state, members, &id(number), raft_id, address(at), NOW)
+    let ask_with = |state: &State, members: &Members, number, raft_id, at, issuer| {
+        let member = (raft_id, address(at), issuer);
+        join(state, members, &id(number), member, NOW)
             .map(|(changes, member, done)| (changes.len(), member, done))
             .map_err(|refusal| refusal.to_string())
     };
+    let ask = |state: &State, members: &Members, number, raft_id, at| {
+        ask_with(state, members, number, raft_id, at, "")
+    };
+    // With a certificate of another root.
+    assert_eq!(
+        ask_with(&state, &members, 3, 3, 3, "0a"),
+        Ok((1, None, true))
+    );
     assert_eq!(
         ask(&state, &members, 4, 44, 4),
         Ok((1, Some(MemberChange::Add(44)), true))

@@ -91,6 +91,7 @@ async fn the_agent_beside_a_manager_needs_no_managers_certificate() {
         raft_id: 2,
         address: "10.0.0.2:2377".parse().unwrap(),
         leader: false,
+        certificate_issuer: String::new(),
     });
     put(&manager.store, vec![node.into()]).await;
     assert_eq!(given().await, v1::Role::Worker);

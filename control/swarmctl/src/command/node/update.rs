@@ -1,7 +1,6 @@
 //! `swarmctl node update`.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use swarm_api::v1;
@@ -12,6 +11,7 @@ use tonic::transport::Channel;
 use super::role;
 use crate::command::service::parse_label;
 use crate::connect::{Sockets, answer, answer_now, request};
+use crate::shown::Shown;
 
 /// How often the progress of a drain is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(300);
@@ -214,33 +214,6 @@ fn reasons(tasks: &[v1::LeavingTask]) -> String {
         .iter()
         .map(|(name, held_up)| format!("\n  {name}: {held_up}"));
     lines.collect()
-}
-
-/// What was told last; the same is told once.
-struct Shown {
-    last: String,
-    on_terminal: bool,
-}
-
-impl Shown {
-    fn new() -> Self {
-        Self {
-            last: String::new(),
-            on_terminal: std::io::stderr().is_terminal(),
-        }
-    }
-
-    fn tell(&mut self, text: &str) {
-        if self.last == text {
-            return;
-        }
-        // What was told before is written over where that is one line.
-        if self.on_terminal && !self.last.is_empty() && !self.last.contains('\n') {
-            eprint!("\x1b[1A\x1b[2K");
-        }
-        eprintln!("{text}");
-        text.clone_into(&mut self.last);
-    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::connect::Sockets;
 /// Make, join and leave a swarm.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum SwarmCommand {
-    /// Show the swarm's root certificate
+    /// Show the swarm's root certificate, or change it
     Ca(ca::Ca),
     /// Make a swarm, with this host as its manager
     Init(init::Init),
