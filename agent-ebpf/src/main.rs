@@ -31,6 +31,7 @@ mod socket;
 mod socket_context;
 mod trace;
 mod translation;
+mod tunnel;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 

@@ -15,7 +15,7 @@ use swarm_ebpf_common::{
 use crate::count::count;
 use crate::headers::{Headers, Part};
 use crate::trace::{drop_for, traced};
-use crate::{NEXT, fragments, headers, packet};
+use crate::{NEXT, fragments, headers, packet, tunnel};
 
 #[map(name = "config")]
 pub static CONFIG: Array<Config> = Array::pinned(1, 0);
@@ -55,7 +55,7 @@ fn published(ctx: &TcContext) -> Option<i32> {
         if let Some(ports) = packet::ports(ctx, &ip) {
             // What most packets of a node are: the tunnel's own. Nobody can publish its port.
             if ip.protocol == packet::PROTOCOL_UDP && ports.destination == VXLAN_PORT {
-                return None;
+                return tunnel::arrived(ctx);
             }
             let (client, address) = (ip.source_address(), ip.destination_address());
             request(client, address, ports.destination, ip.protocol)

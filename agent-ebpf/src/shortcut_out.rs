@@ -19,7 +19,7 @@ use crate::trace::traced;
 use crate::{NEXT, packet};
 
 #[map(name = "task_macs")]
-static TASK_MACS: HashMap<Mac, u32> = HashMap::pinned(capacity::TASK_MACS, 0);
+pub static TASK_MACS: HashMap<Mac, u32> = HashMap::pinned(capacity::TASK_MACS, 0);
 
 /// `PACKET_HOST` (linux/if_packet.h): the packet is for the device that has it.
 const PACKET_HOST: u32 = 0;
@@ -50,7 +50,7 @@ fn arrived(ctx: &TcContext) -> Option<i32> {
 /// What an ingress node sends to the task behind `port`. What others send goes by the bridge, and at
 /// the port it is looked at whether they may.
 #[inline(always)]
-fn inward(ctx: &TcContext, port: u32) -> Option<i32> {
+pub fn inward(ctx: &TcContext, port: u32) -> Option<i32> {
     let verdict = learn(ctx, port)?;
     if verdict != NEXT {
         return Some(verdict);
@@ -65,8 +65,9 @@ fn inward(ctx: &TcContext, port: u32) -> Option<i32> {
     }
 }
 
+/// A task's answer to a client of this node.
 #[inline(always)]
-fn outward(ctx: &TcContext) -> Option<i32> {
+pub fn outward(ctx: &TcContext) -> Option<i32> {
     let packet = read(ctx, shortcut_way::OUT)?;
     if packet.tcp_flags & (tcp::FIN | tcp::RST) != 0 {
         return None;

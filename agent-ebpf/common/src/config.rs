@@ -15,14 +15,19 @@ pub struct Config {
     /// Interface index, in the ingress namespace, of the VXLAN device. 0: answers to other nodes
     /// find it by the bridge.
     pub vxlan_ifindex: u32,
+    /// IPv4 address of this end of the tunnel, in wire order. 0: the host's stack unpacks everything
+    /// that comes by the tunnel.
+    pub vtep: u32,
+    /// The last word of the ingress network's VXLAN headers, in wire order: its VNI and a zero byte.
+    pub vni: u32,
     /// Zero.
     pub reserved: u32,
     /// This node's own MAC address on the ingress network.
     pub mac: Mac,
 }
 
-const _: () = assert!(size_of::<Config>() == 24);
+const _: () = assert!(size_of::<Config>() == 32);
 
-// SAFETY: `repr(C)`, four `u32` and 8 bytes, no padding; every bit pattern is a value.
+// SAFETY: `repr(C)`, six `u32` and 8 bytes, no padding; every bit pattern is a value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for Config {}

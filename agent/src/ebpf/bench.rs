@@ -34,6 +34,9 @@ const NODE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 10), 8080);
 const TASK: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 255, 1, 1), 80);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 
+/// No address of an overlay network.
+const UPLINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+
 /// Offset of the time to live in a frame.
 const TTL: usize = 14 + 8;
 
@@ -177,7 +180,10 @@ pub(super) fn measure(mesh: &Mesh, samples: usize) -> Result<Vec<Row>> {
         many(Program::FlowLearn, known, &request)?,
         many(Program::FlowReturn, known, &answer)?,
     ];
-    // A shortcut is learned by a packet that IPVS has balanced in between. There and back again.
+    // A shortcut is learned by a packet that IPVS has balanced in between. There and back again, in
+    // frames to the uplink both: one to a task's MAC address has come by the tunnel.
+    let to_uplink = |frame: &[u8]| [&UPLINK_MAC, &frame[UPLINK_MAC.len()..]].concat();
+    let [asked, request] = [asked, request].map(|frame| to_uplink(&frame));
     for (from, to) in [(&asked, &request), (&request, &asked)] {
         once(mesh, Program::ShortcutIn, from)?;
         once(mesh, Program::ShortcutLearn, to)?;

@@ -217,6 +217,13 @@ impl<'a> Comparison<'a> {
                 "the mesh programs do not know this node's MAC address {mac}"
             ));
         }
+        if let Some((vtep, vni)) = planned.tunnel
+            && now.is_none_or(|now| now.tunnel != planned.tunnel)
+        {
+            texts.push(format!(
+                "the mesh programs do not know the tunnel to {vtep}, network {vni}"
+            ));
+        }
         texts
     }
 

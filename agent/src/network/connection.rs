@@ -144,7 +144,8 @@ impl Connection {
     ) -> Outcome {
         let builder = LinkVxlan::new(name, vxlan.vni)
             .port(vxlan.port)
-            .learning(vxlan.learning);
+            .learning(vxlan.learning)
+            .udp_csum(vxlan.udp_checksum);
         let builder = match vxlan.local {
             Some(IpAddr::V4(local)) => builder.local(local),
             Some(IpAddr::V6(local)) => builder.local6(local),

@@ -1,5 +1,7 @@
 //! Carrying operations out.
 
+use std::net::Ipv4Addr;
+
 use swarm_ipvs::Op as IpvsOp;
 
 use crate::ebpf::{Config, Mac as EbpfMac};
@@ -304,6 +306,11 @@ fn create_veth(
     Ok(kernel.at(place)?.create_veth(name, one.mac, &peer, mtu)?)
 }
 
+/// Address and VNI as a VXLAN packet has them (RFC 7348, section 5).
+fn tunnel_words((vtep, vni): (Ipv4Addr, u32)) -> (u32, u32) {
+    (u32::from_ne_bytes(vtep.octets()), (vni << 8).to_be())
+}
+
 /// The links by index instead of name; 0 where there is none.
 fn indexes(kernel: &mut Kernel, config: &MeshConfig) -> Result<Config, KernelError> {
     let mut index = |place, name: &Option<String>| {
@@ -315,10 +322,13 @@ fn indexes(kernel: &mut Kernel, config: &MeshConfig) -> Result<Config, KernelErr
             outcome => outcome.map_err(KernelError::from),
         }
     };
+    let (vtep, vni) = config.tunnel.map_or((0, 0), tunnel_words);
     Ok(Config {
         e1h_ifindex: index(Place::Host, &config.host_veth)?,
         uplink_ifindex: index(Place::Host, &config.uplink)?,
         vxlan_ifindex: index(Place::Ingress, &config.vxlan)?,
+        vtep,
+        vni,
         reserved: 0,
         mac: EbpfMac::new(config.mac.0),
     })

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -348,6 +348,10 @@ fn named_config(
         uplink: link_name(config.uplink_ifindex),
         vxlan: port_name(config.vxlan_ifindex),
         mac: Mac(config.mac.octets),
+        tunnel: (config.vtep != 0).then(|| {
+            let vtep = Ipv4Addr::from(config.vtep.to_ne_bytes());
+            (vtep, u32::from_be(config.vni) >> 8)
+        }),
     }
 }
 

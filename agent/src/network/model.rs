@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use swarm_ipvs::{DestinationConfig, DestinationKey, Name, ServiceConfig, ServiceKey, Timeouts};
@@ -135,6 +135,9 @@ pub(super) struct Vxlan {
     pub(super) port: u16,
     /// Whether it learns where addresses are from what it receives.
     pub(super) learning: bool,
+    /// Whether outer packets over IPv4 have a UDP checksum. Those that have one are not unpacked by
+    /// `mesh_uplink`.
+    pub(super) udp_checksum: bool,
 }
 
 /// How a bridge port treats frames.
@@ -315,6 +318,9 @@ pub(super) struct MeshConfig {
     pub(super) vxlan: Option<String>,
     /// This node's MAC address on the ingress network.
     pub(super) mac: Mac,
+    /// This end of the tunnel and the ingress network's VNI. Nothing where the programs leave the
+    /// tunnel to the host's stack: IPv6 between nodes.
+    pub(super) tunnel: Option<(Ipv4Addr, u32)>,
 }
 
 /// The maps of the eBPF programs. Nothing where this process has written none yet: then they hold

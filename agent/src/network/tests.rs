@@ -196,6 +196,7 @@ async fn the_structure_is_what_the_design_says() {
         "local 192.0.2.1",
         "dstport 4789",
         "nolearning",
+        "noudpcsum",
         "mtu 1450",
     ] {
         assert!(vxlan.contains(part), "{part} not in {vxlan}");

@@ -233,6 +233,10 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
             uplink: observed.default_uplink.clone(),
             vxlan: Some(VXLAN.to_owned()),
             mac: Mac::of(desired.local.ingress),
+            tunnel: match desired.local.vtep.to_canonical() {
+                IpAddr::V4(vtep) => Some((vtep, desired.network.vni)),
+                IpAddr::V6(_) => None,
+            },
         }),
         node_addresses: Some(node_addresses),
         ingress_macs: Some(ingress_macs(desired)),

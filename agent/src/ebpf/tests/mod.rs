@@ -16,4 +16,5 @@ mod shortcut;
 mod sockets;
 mod trace;
 mod translation;
+mod tunnel;
 pub(crate) mod verdicts;

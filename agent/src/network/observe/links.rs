@@ -116,6 +116,7 @@ fn vxlan(infos: &[InfoVxlan]) -> Vxlan {
         local: None,
         port: 0,
         learning: false,
+        udp_checksum: false,
     };
     for info in infos {
         match info {
@@ -124,6 +125,7 @@ fn vxlan(infos: &[InfoVxlan]) -> Vxlan {
             InfoVxlan::Local6(address) => vxlan.local = Some((*address).into()),
             InfoVxlan::Port(port) => vxlan.port = *port,
             InfoVxlan::Learning(learning) => vxlan.learning = *learning,
+            InfoVxlan::UDPCsum(udp_checksum) => vxlan.udp_checksum = *udp_checksum,
             _ => {}
         }
     }

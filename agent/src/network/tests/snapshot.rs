@@ -78,7 +78,7 @@ fn read(lines: &mut BTreeSet<String>, place: &str, netns: &Netns, ours: impl Fn(
             link["mtu"], link["master"]
         )];
         parts.push(format!("kind {}", info["info_kind"]));
-        for key in ["id", "local", "port", "learning"] {
+        for key in ["id", "local", "port", "learning", "udp_csum"] {
             parts.push(format!("{key} {}", info["info_data"][key]));
         }
         for key in [

@@ -250,6 +250,8 @@ impl Draft<'_> {
             local: Some(self.desired.local.vtep),
             port: VXLAN_PORT,
             learning: false,
+            // RFC 7348, section 5: it should be zero.
+            udp_checksum: false,
         };
         let vxlan = port(LinkKind::Vxlan(vxlan), mtu, VXLAN_FLAGS);
         self.link(place, VXLAN, vxlan);

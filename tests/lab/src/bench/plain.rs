@@ -130,7 +130,7 @@ fn overlay_plan(own: &Node) -> String {
     let local = own.address;
     format!(
         "link add br0 mtu {MTU} type bridge\n\
-         link add vx0 mtu {MTU} type vxlan id 4242 dstport 4789 local {local} nolearning\n\
+         link add vx0 mtu {MTU} type vxlan id 4242 dstport 4789 local {local} nolearning noudpcsum\n\
          link set vx0 master br0\n\
          link set vx0 type bridge_slave learning off flood off\n\
          link set br0 up\n\
