@@ -19,6 +19,7 @@ mod isolation;
 mod mesh_out;
 mod mesh_uplink;
 mod packet;
+mod route;
 mod shortcut;
 mod shortcut_in;
 mod shortcut_learn;

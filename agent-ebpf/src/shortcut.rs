@@ -23,7 +23,7 @@ use aya_ebpf::helpers::bpf_check_mtu;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{ShortcutDraft, ShortcutKey, ShortcutValue, capacity};
+use swarm_ebpf_common::{MacPair, ShortcutDraft, ShortcutKey, ShortcutValue, capacity};
 
 use crate::packet::{ETHERNET_LEN, PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, reach};
 use crate::trace::drop_unwritable;
@@ -38,6 +38,9 @@ pub static DRAFT: PerCpuArray<ShortcutDraft> = PerCpuArray::pinned(1, 0);
 
 /// `BPF_MTU_CHK_SEGS`: of a packet that is yet to be segmented, the segments have to fit.
 const MTU_OF_SEGMENTS: u64 = 1;
+/// Length in bytes, with the Ethernet header, that fits any link: the 576 that every host takes (RFC
+/// 791, section 3.1) are less than any network between hosts carries.
+const SMALL_LEN: u32 = 14 + 576;
 /// The flag "more fragments" and the 13 bits of a fragment's offset.
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
 /// Version 4, header of 20 bytes.
@@ -52,7 +55,7 @@ const UDP_CHECKSUM: usize = TRANSPORT + 6;
 /// Ethernet, IPv4 without options, and the ports of TCP or UDP.
 #[repr(C, packed(2))]
 pub struct Headers {
-    pub macs: [u16; 6],
+    pub macs: MacPair,
     kind: u16,
     version_and_length: u8,
     tos: u8,
@@ -80,7 +83,7 @@ pub struct Packet {
 
 /// Reads a packet; nothing when it never takes a shortcut.
 #[inline(always)]
-pub fn packet(ctx: &TcContext, way: u8) -> Option<Packet> {
+pub fn packet(ctx: &TcContext, way: u16) -> Option<Packet> {
     // SAFETY: the kernel gives every program a valid context.
     if unsafe { (*ctx.skb.skb).protocol } != PROTOCOL_IPV4 {
         return None;
@@ -91,17 +94,14 @@ pub fn packet(ctx: &TcContext, way: u8) -> Option<Packet> {
     if headers.version_and_length != PLAIN_IPV4 || headers.fragment & FRAGMENT != 0 {
         return None;
     }
-    let key = ShortcutKey {
-        source: headers.source,
-        destination: headers.destination,
-        source_port: headers.source_port,
-        destination_port: headers.destination_port,
-        protocol: headers.protocol,
+    let (protocol, ttl) = (headers.protocol, headers.ttl);
+    let key = ShortcutKey::new(
+        (headers.source, headers.source_port),
+        (headers.destination, headers.destination_port),
+        protocol,
         way,
-        zero: 0,
-    };
-    let ttl = headers.ttl;
-    let tcp_flags = match headers.protocol {
+    );
+    let tcp_flags = match protocol {
         PROTOCOL_TCP => {
             let flags = reach::<u8>(ctx, TRANSPORT + 13)?;
             // SAFETY: `reach` compared its end with the packet's.
@@ -130,31 +130,22 @@ pub fn rewrite(
     if packet.ttl <= 1 {
         return None;
     }
-    let mut mtu = 0_u32;
-    // SAFETY: context and result are valid for the call.
-    let fits = unsafe {
-        bpf_check_mtu(
-            ctx.skb.skb.cast(),
-            value.ifindex,
-            &raw mut mtu,
-            0,
-            MTU_OF_SEGMENTS,
-        )
-    };
-    if fits != 0 {
+    if ctx.len() > SMALL_LEN && !fits(ctx, value.ifindex) {
         return None;
     }
     let headers = reach::<Headers>(ctx, 0)?;
     let (old_address, old_port) = if inward {
-        (packet.key.destination, packet.key.destination_port)
+        (packet.key.destination, packet.key.destination_port())
     } else {
-        (packet.key.source, packet.key.source_port)
+        (packet.key.source, packet.key.source_port())
     };
     // SAFETY: `reach` compared the end of the headers with the packet's.
     unsafe {
         let headers = &mut *headers.cast_mut();
         if inward {
-            headers.macs = value.macs;
+            headers.macs.0 = value.macs.0;
+            headers.macs.1 = value.macs.1;
+            headers.macs.2 = value.macs.2;
             headers.destination = value.address;
             headers.destination_port = value.port;
         } else {
@@ -172,7 +163,7 @@ pub fn rewrite(
         sum = (sum & 0xffff) + (sum >> 16);
         headers.checksum = !(sum as u16);
     }
-    let (offset, mangled) = if packet.key.protocol == PROTOCOL_TCP {
+    let (offset, mangled) = if packet.key.protocol() == PROTOCOL_TCP {
         (TCP_CHECKSUM, 0)
     } else {
         (UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
@@ -194,6 +185,23 @@ pub fn rewrite(
         )
     };
     Some(address.and(port).map_err(|_| drop_unwritable()))
+}
+
+/// Whether a packet fits the link.
+#[inline(always)]
+fn fits(ctx: &TcContext, ifindex: u32) -> bool {
+    let mut mtu = 0_u32;
+    // SAFETY: context and result are valid for the call.
+    let said = unsafe {
+        bpf_check_mtu(
+            ctx.skb.skb.cast(),
+            ifindex,
+            &raw mut mtu,
+            0,
+            MTU_OF_SEGMENTS,
+        )
+    };
+    said == 0
 }
 
 /// The two halves of a word, complemented and added.

@@ -5,7 +5,9 @@ use aya_ebpf::bindings::{__sk_buff, BPF_ANY};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use swarm_ebpf_common::{ShortcutKey, ShortcutValue, TraceStep, shortcut_state, shortcut_way};
+use swarm_ebpf_common::{
+    MacPair, ShortcutKey, ShortcutValue, TraceStep, shortcut_state, shortcut_way,
+};
 
 use crate::NEXT;
 use crate::packet::{reach, tcp};
@@ -26,7 +28,7 @@ pub fn remember(ctx: &TcContext) {
         return;
     };
     // SAFETY: the map owns the value and it belongs to this CPU.
-    if unsafe { (*draft).key.way } != 0 {
+    if !unsafe { (*draft).key.is_none() } {
         balanced(ctx.skb.skb);
     }
 }
@@ -44,12 +46,12 @@ fn compare(ctx: &TcContext) -> Option<()> {
     let draft = unsafe { &mut *draft };
     let packet = packet(ctx, shortcut_way::IN)?;
     let (asked, given) = (draft.key, packet.key);
-    if (asked.source, asked.source_port, asked.protocol)
-        != (given.source, given.source_port, given.protocol)
+    if (asked.source, asked.source_port(), asked.protocol())
+        != (given.source, given.source_port(), given.protocol())
     {
         return None;
     }
-    draft.key.way = 0;
+    draft.key = ShortcutKey::NONE;
     let headers = reach::<Headers>(ctx, 0)?;
     // SAFETY: `reach` compared the end of the headers with the packet's; the kernel gives every
     // program a valid context; a helper without arguments.
@@ -63,7 +65,7 @@ fn compare(ctx: &TcContext) -> Option<()> {
     let inward = ShortcutValue {
         balanced_ns: now_ns,
         address: given.destination,
-        port: given.destination_port,
+        port: given.destination_port(),
         state: if packet.tcp_flags & tcp::SYN == 0 {
             shortcut_state::OPEN
         } else {
@@ -72,22 +74,19 @@ fn compare(ctx: &TcContext) -> Option<()> {
         ifindex,
         macs,
     };
-    let back = ShortcutKey {
-        source: given.destination,
-        destination: given.source,
-        source_port: given.destination_port,
-        destination_port: given.source_port,
-        protocol: given.protocol,
-        way: shortcut_way::OUT,
-        zero: 0,
-    };
+    let back = ShortcutKey::new(
+        (given.destination, given.destination_port()),
+        (given.source, given.source_port()),
+        given.protocol(),
+        shortcut_way::OUT,
+    );
     let outward = ShortcutValue {
         balanced_ns: 0,
         address: asked.destination,
-        port: asked.destination_port,
+        port: asked.destination_port(),
         state: shortcut_state::OPEN,
         ifindex: draft.ifindex,
-        macs: [0; 6],
+        macs: MacPair(0, 0, 0),
     };
     // The way out first: a packet inward without it only costs its answer the shortcut.
     SHORTCUTS.insert(back, outward, u64::from(BPF_ANY)).ok()?;

@@ -3,6 +3,7 @@
 use core::fmt;
 use core::net::IpAddr;
 
+use crate::word::{halves, word};
 use crate::{Address, Endpoint, FLOW_CLOSED_NS, FLOW_IDLE_TCP_NS, FLOW_IDLE_UDP_NS, Protocol};
 
 /// A flow as the task sees it.
@@ -11,9 +12,8 @@ use crate::{Address, Endpoint, FLOW_CLOSED_NS, FLOW_IDLE_TCP_NS, FLOW_IDLE_UDP_N
 pub struct FlowKey {
     client: Address,
     task: Address,
-    client_port_be: u16,
-    task_port_be: u16,
-    /// A word, so that the programs write it at once.
+    /// The client's port and the task's, in wire order, as they lie in a packet: see [`word`].
+    ports: u32,
     protocol: u32,
 }
 
@@ -33,8 +33,7 @@ impl FlowKey {
         Self {
             client: client.0,
             task: task.0,
-            client_port_be: client.1,
-            task_port_be: task.1,
+            ports: word(client.1, task.1),
             protocol: protocol as u32,
         }
     }
@@ -48,30 +47,28 @@ impl FlowKey {
     /// The task's address and port, in wire order.
     #[inline(always)]
     pub const fn task(&self) -> (Address, u16) {
-        (self.task, self.task_port_be)
+        (self.task, halves(self.ports).1)
     }
 
     /// The client, as the task sees it.
     #[inline(always)]
     pub const fn client(&self) -> Endpoint {
-        Endpoint::from_wire(self.client, self.client_port_be)
+        Endpoint::from_wire(self.client, halves(self.ports).0)
     }
 
     /// The same flow with another client.
     #[inline(always)]
     pub const fn with_client(mut self, client: Endpoint) -> Self {
         self.client = client.address;
-        self.client_port_be = client.port_be;
+        self.ports = word(client.port_be, halves(self.ports).1);
         self
     }
 }
 
 impl fmt::Debug for FlowKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (client, task) = (
-            u16::from_be(self.client_port_be),
-            u16::from_be(self.task_port_be),
-        );
+        let (client, task) = halves(self.ports);
+        let (client, task) = (u16::from_be(client), u16::from_be(task));
         write!(
             f,
             "{:?} port {client} to {:?} port {task} protocol {}",
@@ -151,7 +148,7 @@ const _: () = assert!(size_of::<FlowValue>() == 32);
 
 #[cfg(feature = "user")]
 mod pod {
-    // SAFETY: `repr(C)`, 16 + 16 + 2 + 2 + 4 bytes, no padding; integers only.
+    // SAFETY: `repr(C)`, 16 + 16 + 4 + 4 bytes, no padding; integers only.
     unsafe impl aya::Pod for super::FlowKey {}
     // SAFETY: `repr(C)`, 8 + 6 + 2 + 4 + 2 + 2 + 4 + 4 bytes, no padding; integers only.
     unsafe impl aya::Pod for super::FlowValue {}

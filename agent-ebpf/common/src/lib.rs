@@ -25,6 +25,7 @@ mod shortcut;
 mod socket;
 mod trace;
 mod translation;
+mod word;
 
 pub use address::{Address, Mac};
 pub use config::Config;
@@ -33,7 +34,9 @@ pub use flow::{FlowKey, FlowValue, flow_state};
 pub use fragment::{FragmentKey, FragmentValue};
 pub use isolation::TaskPort;
 pub use published::{Protocol, PublishedKey, PublishedValue, SourceKey, published_flag};
-pub use shortcut::{ShortcutDraft, ShortcutKey, ShortcutValue, shortcut_state, shortcut_way};
+pub use shortcut::{
+    MacPair, ShortcutDraft, ShortcutKey, ShortcutValue, shortcut_state, shortcut_way,
+};
 pub use socket::{
     SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, scope,
     scope_flag,

@@ -4,6 +4,7 @@ use core::fmt;
 use core::net::IpAddr;
 
 use crate::Address;
+use crate::word::{halves, word};
 
 /// Transport protocols of a published port, by their IP protocol number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,9 +35,8 @@ impl Protocol {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublishedKey {
     address: Address,
-    port_be: u16,
-    protocol: u8,
-    zero: u8,
+    /// The port in wire order, and the protocol number: see [`word`].
+    port_and_protocol: u32,
 }
 
 impl PublishedKey {
@@ -50,31 +50,27 @@ impl PublishedKey {
     pub const fn from_wire(address: Address, port_be: u16, protocol: u8) -> Self {
         Self {
             address,
-            port_be,
-            protocol,
-            zero: 0,
+            port_and_protocol: word(port_be, (protocol as u16).to_le()),
         }
     }
 
     /// Node address, port, and the protocol where it is one of ours.
     pub fn parts(&self) -> (IpAddr, u16, Option<Protocol>) {
-        let port = u16::from_be(self.port_be);
-        (
-            self.address.to_ip(),
-            port,
-            Protocol::from_number(self.protocol),
-        )
+        let (port, protocol) = self.port_and_number();
+        (self.address.to_ip(), port, Protocol::from_number(protocol))
+    }
+
+    /// Port in host order, and protocol number.
+    const fn port_and_number(&self) -> (u16, u8) {
+        let (port_be, protocol) = halves(self.port_and_protocol);
+        (u16::from_be(port_be), u16::from_le(protocol) as u8)
     }
 }
 
 impl fmt::Debug for PublishedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let port = u16::from_be(self.port_be);
-        write!(
-            f,
-            "{:?} port {port} protocol {}",
-            self.address, self.protocol
-        )
+        let (port, protocol) = self.port_and_number();
+        write!(f, "{:?} port {port} protocol {protocol}", self.address)
     }
 }
 

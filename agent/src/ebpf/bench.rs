@@ -15,7 +15,9 @@ use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unsha
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::{Config, Mesh, Program, Protocol, PublishedKey, PublishedValue, TaskPort, target_flag};
+use super::{
+    Config, Mac, Mesh, Program, Protocol, PublishedKey, PublishedValue, TaskPort, target_flag,
+};
 
 /// Nanoseconds a packet may cost in a program.
 const BAR_NS: u64 = 150;
@@ -33,6 +35,8 @@ const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 9), 40_000);
 const NODE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 10), 8080);
 const TASK: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 255, 1, 1), 80);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
+/// This node on the ingress network.
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 2);
 
 /// No address of an overlay network.
 const UPLINK_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
@@ -112,13 +116,7 @@ fn apart(pin_dir: &Path, samples: usize) -> Result<Vec<Row>> {
     std::thread::scope(|scope| {
         let measured = scope.spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-            let here = Pid::from_raw(0);
-            let allowed = sched_getaffinity(here).context("cannot ask for the processors")?;
-            let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true));
-            let mut one = CpuSet::new();
-            one.set(first.unwrap_or_default())
-                .context("cannot choose a processor")?;
-            sched_setaffinity(here, &one).context("cannot stay on a processor")?;
+            stay_on_one_processor()?;
             let mesh = prepared(pin_dir)?;
             let rows = measure(&mesh, samples);
             drop(mesh);
@@ -131,6 +129,17 @@ fn apart(pin_dir: &Path, samples: usize) -> Result<Vec<Row>> {
     })
 }
 
+/// Lets the calling thread run on the first processor it may run on, and no other.
+pub(super) fn stay_on_one_processor() -> Result<()> {
+    let here = Pid::from_raw(0);
+    let allowed = sched_getaffinity(here).context("cannot ask for the processors")?;
+    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true));
+    let mut one = CpuSet::new();
+    one.set(first.unwrap_or_default())
+        .context("cannot choose a processor")?;
+    sched_setaffinity(here, &one).context("cannot stay on a processor")
+}
+
 /// The programs with maps as on a node with a published service and a task of it.
 pub(super) fn prepared(pin_dir: &Path) -> Result<Mesh> {
     let mut mesh = Mesh::load(pin_dir)?;
@@ -138,6 +147,7 @@ pub(super) fn prepared(pin_dir: &Path) -> Result<Mesh> {
         e1h_ifindex: INTERFACE,
         uplink_ifindex: INTERFACE,
         vxlan_ifindex: INTERFACE,
+        mac: Mac::new(mac(OWN)),
         ..Config::default()
     })?;
     let key = PublishedKey::new(NODE.0.into(), NODE.1, Protocol::Tcp);
@@ -184,6 +194,7 @@ pub(super) fn measure(mesh: &Mesh, samples: usize) -> Result<Vec<Row>> {
     // frames to the uplink both: one to a task's MAC address has come by the tunnel.
     let to_uplink = |frame: &[u8]| [&UPLINK_MAC, &frame[UPLINK_MAC.len()..]].concat();
     let [asked, request] = [asked, request].map(|frame| to_uplink(&frame));
+    let answer = [&mac(OWN), &answer[UPLINK_MAC.len()..]].concat();
     for (from, to) in [(&asked, &request), (&request, &asked)] {
         once(mesh, Program::ShortcutIn, from)?;
         once(mesh, Program::ShortcutLearn, to)?;

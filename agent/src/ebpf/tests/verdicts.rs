@@ -1,14 +1,15 @@
 //! What each program says to made-up packets, by `BPF_PROG_TEST_RUN`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::programs::{TestRun as _, TestRunOptions};
 
 use super::frame::{ACK, CLIENT, Frame, NODE, RST, SYN, TASK};
 use super::sandbox::{ifindex, run, sandboxed, sysctl};
+use crate::ebpf::bench::stay_on_one_processor;
 use crate::ebpf::{
     Changed, Config, Counter, FlowKey, Mesh, Program, Protocol, PublishedKey, PublishedValue,
     ServiceStats, SourceKey, published_flag,
@@ -399,6 +400,36 @@ fn out_redirects_replies_and_leaves_the_rest_to_the_stack() {
             "a task's own traffic"
         );
         assert_eq!(counter(&mesh, Counter::OutByUplink), 0);
+    });
+}
+
+#[test]
+fn out_remembers_a_route_for_its_client_and_not_for_long() {
+    sandboxed(|sandbox| {
+        // Each remembers its own.
+        stay_on_one_processor().unwrap();
+        let mut mesh = sandbox.load();
+        let up0 = uplink();
+        mesh.set_node_addresses(&BTreeSet::from([IpAddr::from(NODE)]))
+            .unwrap();
+        run("ip", &format!("route add {CLIENT} via 192.0.2.1"));
+        let out = |client: Ipv4Addr| {
+            let reply = Frame::tcp((NODE, 8080), (client, 40_000));
+            run_on(&mesh, Program::MeshOut, &reply.bytes(), up0).0
+        };
+        assert_eq!(out(CLIENT), REDIRECT);
+        // More clients than there are places to remember routes in: some share the first one's.
+        for client in 0..1_024_u32 {
+            let client = Ipv4Addr::from_bits(Ipv4Addr::new(172, 16, 0, 0).to_bits() + client);
+            assert_eq!(out(client), DROP, "{client} has no route");
+        }
+        assert_eq!(out(CLIENT), REDIRECT);
+
+        run("ip", &format!("route replace unreachable {CLIENT}"));
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while out(CLIENT) == REDIRECT {
+            assert!(Instant::now() < deadline, "the old route is still used");
+        }
     });
 }
 
