@@ -73,10 +73,10 @@ pub(crate) struct MeshArgs {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Times that every cell of the table is measured.
-    #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=i64::from(MAX_ROUNDS)))]
+    #[arg(long, default_value_t = 15, value_parser = value_parser!(u32).range(1..=i64::from(MAX_ROUNDS)))]
     rounds: u32,
     /// Length of one measurement, in seconds.
-    #[arg(long, default_value_t = 4, value_parser = value_parser!(u32).range(1..=i64::from(MAX_CELL_S)))]
+    #[arg(long, default_value_t = 2, value_parser = value_parser!(u32).range(1..=i64::from(MAX_CELL_S)))]
     seconds: u32,
     /// Leave the lab up afterwards.
     #[arg(long)]
