@@ -26,8 +26,10 @@ use crate::orchestrate::{self, Batch};
 use crate::store::{Change, Leadership, State, Store, UpdateError};
 use crate::{allocate, clock, schedule};
 
-/// Changes that one pass makes at a time (swarmkit's bound for a transaction).
-pub(crate) const CHANGES_MAX: usize = 200;
+/// Changes that one pass makes at a time: what an update may hold, in tasks of usual size; where they
+/// are larger it makes fewer. A pass looks at everything however little it changes, so that many small steps to a large
+/// service would cost more than the service (swarmkit's transactions have 200).
+pub(crate) const CHANGES_MAX: usize = 2000;
 
 /// Rounds of passes until the loop looks up. Work that is left is done after the store's change
 /// that the last round made.

@@ -30,6 +30,8 @@ mod clock;
 mod config;
 mod dispatch;
 mod failure;
+#[cfg(test)]
+mod fuzz;
 mod leader;
 mod membership;
 mod orchestrate;

@@ -1,11 +1,12 @@
-//! `cargo xtask bench`: ours against Docker's and plain VXLAN forwarding, in one lab.
+//! `cargo xtask bench`: ours against Docker's and plain VXLAN forwarding in one lab, and parts alone.
 //!
 //! * `mesh`: how fast the routing mesh is;
 //! * `update`: what clients lose by rolling updates;
 //! * `failover`: for how long clients lose requests with a host;
-//! * `ebpf`: what a packet costs in each program, here and not in the lab ([`crate::ebpf`]).
+//! * `ebpf`: what a packet costs in each program, here and not in the lab ([`crate::ebpf`]);
+//! * `control`: what managers cost and how fast they are, here (`tests/bench`).
 //!
-//! The measuring happens inside the lab (`swarm_lab::bench`); here are the lab's start and end,
+//! The measuring of the others happens inside the lab (`swarm_lab::bench`); here are the lab's start and end,
 //! and the report.
 
 use std::io::Write;
@@ -21,6 +22,7 @@ use swarm_lab::bench::{Environment, MAX_CELL_S, MAX_ROUNDS, Report, System};
 
 use crate::interrupt::{self, Verdict};
 use crate::lab::{ExecOptions, Lab, UpOptions};
+use crate::process::shown;
 use crate::workspace::Workspace;
 
 /// What to measure.
@@ -38,6 +40,13 @@ pub(crate) enum BenchCommand {
     Update(UpdateArgs),
     /// A dead host under load: for how long requests fail, ours and Docker's.
     Failover(LostArgs),
+    /// The managers, with simulated agents on this machine: proposals, a thousand agents, 20,000 tasks,
+    /// a leader that is lost, the scheduler alone.
+    Control {
+        /// Options of the measurement itself; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
 }
 
 /// `cargo xtask bench update ...`.
@@ -94,6 +103,11 @@ pub(crate) fn run(workspace: &Workspace, command: &BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Mesh(args) => mesh(workspace, args),
         BenchCommand::Ebpf { json } => crate::ebpf::bench(json.as_deref()),
+        BenchCommand::Control { options } => {
+            let mut command =
+                workspace.cargo(&["run", "--release", "--package", "swarm-bench", "--"]);
+            shown(command.args(options))
+        }
         BenchCommand::Update(args) => {
             let requests = args.requests.to_string();
             let argv = ["update", "--requests", &requests];

@@ -47,7 +47,7 @@ enum Task {
     Test(test::TestArgs),
     /// Run whole clusters on virtual time, from seeds.
     Sim(sim::SimArgs),
-    /// Measure against Docker's mesh and plain forwarding.
+    /// Measure: against Docker's mesh and plain forwarding, the programs, the managers.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
     /// Check format, lints, documentation, licences.

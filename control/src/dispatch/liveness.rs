@@ -67,7 +67,9 @@ impl Liveness {
 
     fn verdict(&self, node: &Node, spec: &ClusterSpec, now: Timestamp) -> Option<Verdict> {
         let heard = self.heard.get(&node.id).copied();
-        let silent = now.since(heard.unwrap_or(self.started));
+        // A node that was admitted a moment ago has had no time to be heard.
+        let expected = self.started.max(node.meta.created_at);
+        let silent = now.since(heard.unwrap_or(expected));
         let before = node.status.state;
         let state = if silent >= spec.down_after {
             NodeState::Down

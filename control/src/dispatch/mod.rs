@@ -7,6 +7,7 @@
 //!   tasks are drained.
 //! * [`liveness`] (pure): which nodes were heard, and what follows from silence.
 //! * [`mod@observe`] (pure): what reports of agents change in the store.
+//! * [`reports`]: what of them waits to be written down.
 //! * [`Dispatcher`] is the shell: the gRPC stream, the clock, the store.
 //!
 //! Invariants:
@@ -25,6 +26,7 @@ pub(crate) mod assignment;
 mod liveness;
 mod observe;
 mod overlay;
+mod reports;
 mod serve;
 mod session;
 mod stream;

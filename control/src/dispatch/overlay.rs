@@ -95,7 +95,7 @@ impl MadeFrom {
 }
 
 /// How many versions there are, and the newest.
-fn count(versions: impl Iterator<Item = u64>) -> (usize, u64) {
+pub(super) fn count(versions: impl Iterator<Item = u64>) -> (usize, u64) {
     versions.fold((0, 0), |(count, newest), version| {
         (count + 1, newest.max(version))
     })

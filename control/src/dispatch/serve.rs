@@ -13,7 +13,7 @@ use swarm_api::v1::dispatcher_server::Dispatcher as DispatcherRpc;
 use swarm_model::{
     Node, NodeDescription, NodeId, NodeProblem, NodeState, SessionId, TaskId, TaskStatus, Timestamp,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::liveness::Liveness;
 use super::observe::{Report, greet, judge, note_issuer, note_problems, observe};
+use super::reports::Reports;
 use super::session::Sessions;
 use super::stream::{Outbound, Outlet};
 use super::wire::{common_standing, standing, standing_message, welcome};
@@ -29,18 +30,22 @@ use crate::clock;
 use crate::serve::{Identity, Peer, TokenBucket};
 use crate::store::{State, Store, UpdateError};
 
-/// How long after a change of the store its consequences are sent, so that changes that come
+/// How long after a change of the store its consequences are sent at least, so that changes that come
 /// together travel together.
 const PUBLISH_DELAY: Duration = Duration::from_millis(20);
+
+/// How many times as long as the last round took the next one waits: in a large swarm a round looks at
+/// much, and what it holds up meanwhile are the changes themselves.
+const PUBLISH_REST: u32 = 3;
+
+/// Longest wait for the next round.
+const PUBLISH_DELAY_MAX: Duration = Duration::from_millis(250);
 
 /// How long reports are gathered before they become one update of the store.
 const GATHER_DELAY: Duration = Duration::from_millis(20);
 
 /// Reports in one update. Each may put a whole task, and an update is bounded in bytes.
-const REPORTS_PER_UPDATE: usize = 128;
-
-/// Reports that wait to be written; agents with more to say wait.
-const REPORTS_MAX: usize = 4096;
+const REPORTS_PER_UPDATE: usize = 512;
 
 /// How often silence is looked for; a fifth of the shortest sensible `heartbeat_period`.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -86,7 +91,7 @@ struct Live {
     openings: BTreeMap<NodeId, TokenBucket>,
     /// What each open session was told of its node's standing.
     told: BTreeMap<NodeId, v1::Standing>,
-    reports: mpsc::Sender<Report>,
+    reports: Arc<Reports>,
     clock: SteadyClock,
 }
 
@@ -111,7 +116,7 @@ impl SteadyClock {
 }
 
 impl Live {
-    fn new(state: &State, reports: mpsc::Sender<Report>) -> Self {
+    fn new(state: &State, reports: Arc<Reports>) -> Self {
         let clock = SteadyClock::start();
         Self {
             sessions: Sessions::new(state),
@@ -282,15 +287,15 @@ impl Dispatcher {
     /// Serves agents until it is dropped, or until an update finds that another manager leads. To
     /// be run while this manager does.
     pub(crate) async fn lead(&self) {
-        let (reports, incoming) = mpsc::channel(REPORTS_MAX);
+        let reports = Arc::<Reports>::default();
         self.0.store.read(|state| {
-            *self.0.live() = Some(Live::new(state, reports));
+            *self.0.live() = Some(Live::new(state, Arc::clone(&reports)));
         });
         let _end = EndOfLead(&self.0);
         tokio::select! {
             () = self.publish() => {}
             () = self.watch_nodes() => {}
-            () = self.record(incoming) => {}
+            () = self.record(&reports) => {}
         }
     }
 
@@ -299,16 +304,18 @@ impl Dispatcher {
         let mut changed = self.0.store.watch();
         loop {
             changed.borrow_and_update();
+            let begun = Instant::now();
             self.0.store.read(|state| {
                 if let Some(live) = self.0.live().as_mut() {
                     live.publish(state, &self.0.self_id);
                 }
             });
             self.0.tell_drained();
+            let rest = begun.elapsed() * PUBLISH_REST;
             if changed.changed().await.is_err() {
                 return;
             }
-            sleep(PUBLISH_DELAY).await;
+            sleep(rest.clamp(PUBLISH_DELAY, PUBLISH_DELAY_MAX)).await;
         }
     }
 
@@ -339,11 +346,8 @@ impl Dispatcher {
                     for verdict in verdicts {
                         let state = verdict.state.as_str();
                         tracing::info!(node = %verdict.node, state, "a node's state changed");
-                        if verdict.state == NodeState::Down
-                            && let Some(live) = self.0.live().as_mut()
-                        {
-                            let reason = Status::deadline_exceeded(verdict.message);
-                            live.close(&verdict.node, reason);
+                        if verdict.state == NodeState::Down {
+                            self.end_silent(&verdict.node, &verdict.message);
                         }
                     }
                 }
@@ -356,20 +360,29 @@ impl Dispatcher {
         }
     }
 
-    /// Writes down what agents report.
-    async fn record(&self, mut incoming: mpsc::Receiver<Report>) {
-        let mut reports = Vec::new();
-        while incoming.recv_many(&mut reports, REPORTS_PER_UPDATE).await > 0 {
-            sleep(GATHER_DELAY).await;
-            while reports.len() < REPORTS_PER_UPDATE
-                && let Ok(report) = incoming.try_recv()
+    /// Ends the session of a node that is down. One that came back meanwhile has opened another, and
+    /// is not down any more.
+    fn end_silent(&self, node: &NodeId, message: &str) {
+        self.0.store.read(|state| {
+            let is_down = |node: &Arc<Node>| node.status.state == NodeState::Down;
+            if state.node(node).is_some_and(is_down)
+                && let Some(live) = self.0.live().as_mut()
             {
-                reports.push(report);
+                live.close(node, Status::deadline_exceeded(message));
             }
-            if self.write(&reports).await.is_err() {
-                return;
+        });
+    }
+
+    /// Writes down what agents report.
+    async fn record(&self, reports: &Reports) {
+        loop {
+            reports.wait().await;
+            sleep(GATHER_DELAY).await;
+            for part in reports.take().chunks(REPORTS_PER_UPDATE) {
+                if self.write(part).await.is_err() {
+                    return;
+                }
             }
-            reports.clear();
         }
     }
 
@@ -472,7 +485,7 @@ impl Dispatcher {
                 return Err(Status::aborted("this session has ended"));
             };
             live.liveness.heard(node, live.clock.now());
-            live.reports.clone()
+            Arc::clone(&live.reports)
         };
         match message.message {
             // None is a message that a newer agent knows and this manager does not.
@@ -486,15 +499,21 @@ impl Dispatcher {
                 Ok(())
             }
             Some(Message::Status(update)) => {
+                let mut heard = Vec::with_capacity(update.entries.len());
                 for entry in update.entries {
-                    let Some(report) = report(node, entry) else {
-                        tracing::warn!(%node, "a status that cannot be read was left out");
-                        continue;
-                    };
-                    if reports.send(report).await.is_err() {
-                        return Err(self.0.not_leader());
+                    match report(node, entry) {
+                        Some(report) => heard.push(report),
+                        None => tracing::warn!(%node, "a status that cannot be read was left out"),
                     }
                 }
+                // Of other tasks there is nothing to write down, however many are named.
+                self.0.store.read(|state| {
+                    heard.retain(|report| {
+                        let task = state.task(&report.task);
+                        task.is_some_and(|task| task.node_id.as_ref() == Some(node))
+                    });
+                });
+                reports.add(heard);
                 Ok(())
             }
             Some(Message::Problems(v1::NodeProblems { problems })) => {

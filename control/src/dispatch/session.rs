@@ -30,6 +30,9 @@ struct Session {
     generation: u64,
     /// The node's own assignments as last sent.
     own: Assignments,
+    /// How many tasks these and the networks were made from, and the newest version among them: where
+    /// both are as before, so is all that follows from them.
+    made_from: (usize, u64),
     /// The networks of users that the node was last told of.
     networks: BTreeSet<NetworkId>,
     /// The newest revision that is in the node's kernel; none before the first acknowledgement.
@@ -110,6 +113,7 @@ impl Sessions {
             id,
             generation: 0,
             own,
+            made_from: made_from(state, node),
             networks,
             applied: None,
             unacknowledged: VecDeque::new(),
@@ -162,20 +166,26 @@ impl Sessions {
         self.note_draining(state);
         let mut outgoing = Vec::new();
         for (node, session) in &mut self.by_node {
-            let own = own(state, node);
-            let present = overlay::present(state, node);
+            let made_from = made_from(state, node);
+            let before = std::mem::take(&mut session.networks);
+            let mut delta = Delta::default();
+            if session.made_from == made_from {
+                session.networks.clone_from(&before);
+            } else {
+                let own = own(state, node);
+                delta = Delta::between(&session.own, &own);
+                session.own = own;
+                session.networks = overlay::present(state, node);
+                session.made_from = made_from;
+            }
             let of_networks = overlay::changes(
+                &before,
                 &session.networks,
-                &present,
                 &self.networks,
                 &networks,
                 &network_news,
             );
-            let delta = Delta::between(&session.own, &own)
-                .with(&news)
-                .with(&of_networks);
-            session.own = own;
-            session.networks = present;
+            let delta = delta.with(&news).with(&of_networks);
             if delta.is_empty() {
                 session.stand_for(self.revision);
             } else {
@@ -218,4 +228,10 @@ impl Sessions {
             .map(|(task, _)| task.clone())
             .collect()
     }
+}
+
+/// How many tasks `node` has, and the newest version among them. A task that is put has a version that
+/// none had before.
+fn made_from(state: &State, node: &NodeId) -> (usize, u64) {
+    overlay::count(state.tasks_of_node(node).map(|task| task.meta.version))
 }

@@ -32,6 +32,8 @@ mod alone;
 mod cache;
 mod core;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod key_file;
 mod log;
 mod member;
@@ -48,6 +50,8 @@ mod wire;
 mod tests;
 
 pub(crate) use error::{AloneError, NodeError, StartError};
+#[cfg(test)]
+pub(crate) use fuzz::{any_message, any_record};
 pub(crate) use key_file::KeptKey;
 pub(crate) use log::LogError;
 pub(crate) use node::{Config, Node};

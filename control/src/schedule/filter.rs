@@ -52,11 +52,44 @@ pub(super) fn refusal(
     if task.ingress_address.is_some() && node.ingress_address.is_none() {
         return Some(Refusal::NoAddress);
     }
+    if let Some(refusal) = lacks(candidate, task) {
+        return Some(refusal);
+    }
+    let description = &node.description;
+    let view = NodeView {
+        id: node.id.as_str(),
+        hostname: &description.hostname,
+        address: node.status.address,
+        role: node.role.as_str(),
+        os: &description.platform.os,
+        architecture: &description.platform.architecture,
+        labels: &node.spec.labels,
+        engine_labels: &description.engine_labels,
+    };
+    let satisfied = |rule: &Rule<'_>| {
+        let constraint = rule.constraint.as_ref();
+        constraint.is_some_and(|constraint| constraint.matches(&view))
+    };
+    if let Some(failed) = rules.iter().find(|rule| !satisfied(rule)) {
+        return Some(Refusal::Constraint(failed.text.to_owned()));
+    }
+    has_no_port(candidate, task)
+}
+
+/// Whether `candidate` has become too full for `task` within a pass: all else that it may be refused
+/// for stays as it is.
+pub(super) fn is_full(candidate: &Candidate<'_>, task: &Task) -> bool {
+    lacks(candidate, task)
+        .or_else(|| has_no_port(candidate, task))
+        .is_some()
+}
+
+fn lacks(candidate: &Candidate<'_>, task: &Task) -> Option<Refusal> {
+    let description = &candidate.node.description;
     let needed = &task.spec.resources;
     let exceeds = |needed: u64, reserved: u64, total: u64| {
         needed > 0 && needed > total.saturating_sub(reserved)
     };
-    let description = &node.description;
     if exceeds(
         needed.reserve_nano_cpus,
         candidate.reserved_nano_cpus,
@@ -75,23 +108,10 @@ pub(super) fn refusal(
             needed_bytes: needed.reserve_memory_bytes,
         });
     }
-    let view = NodeView {
-        id: node.id.as_str(),
-        hostname: &description.hostname,
-        address: node.status.address,
-        role: node.role.as_str(),
-        os: &description.platform.os,
-        architecture: &description.platform.architecture,
-        labels: &node.spec.labels,
-        engine_labels: &description.engine_labels,
-    };
-    let satisfied = |rule: &Rule<'_>| {
-        let constraint = rule.constraint.as_ref();
-        constraint.is_some_and(|constraint| constraint.matches(&view))
-    };
-    if let Some(failed) = rules.iter().find(|rule| !satisfied(rule)) {
-        return Some(Refusal::Constraint(failed.text.to_owned()));
-    }
+    None
+}
+
+fn has_no_port(candidate: &Candidate<'_>, task: &Task) -> Option<Refusal> {
     let (protocol, published) = candidate.host_port_in_use(task)?;
     Some(Refusal::HostPort {
         published,

@@ -16,19 +16,20 @@ mod filter;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_model::{
-    Constraint, DesiredState, Node, NodeId, Protocol, PublishMode, Resources, ServiceId, Task,
-    TaskState, Timestamp,
+    Constraint, DesiredState, Node, Protocol, PublishMode, Resources, ServiceId, Task, TaskState,
+    Timestamp,
 };
 
 use crate::orchestrate::Batch;
 use crate::store::State;
 
-use filter::{Refusals, Rule, refusal};
+use filter::{Refusals, Rule, is_full, refusal};
 
 /// A node with this many failures of a service within [`FAILURE_WINDOW`] is taken last (swarmkit
 /// `scheduler/nodeinfo.go`).
@@ -40,6 +41,9 @@ type Template<'a> = (&'a ServiceId, u64);
 
 /// A port of a node that a task is published on in mode host.
 type HostPort = (Protocol, u16);
+
+/// How good a place a node is: few recent failures, few tasks of the service, few tasks.
+type Rank = (usize, usize, usize);
 
 /// A node and what is placed on it, decisions of this pass included.
 struct Candidate<'a> {
@@ -114,8 +118,8 @@ impl<'a> Candidate<'a> {
             .saturating_add(reserve_memory_bytes);
     }
 
-    /// Lower is better.
-    fn rank(&self, task: &Task) -> (usize, usize, usize, &'a NodeId) {
+    /// Lower is better. Grows only, as more is placed on the node.
+    fn rank(&self, task: &Task) -> Rank {
         let template = (&task.service_id, task.template_version);
         let failures = self.recent_failures.get(&template).copied().unwrap_or(0);
         let of_service = self.tasks_of_service.get(&task.service_id);
@@ -127,7 +131,6 @@ impl<'a> Candidate<'a> {
             },
             of_service.copied().unwrap_or(0),
             self.tasks,
-            &self.node.id,
         )
     }
 }
@@ -156,34 +159,26 @@ pub(crate) fn pass(state: &State, batch: &mut Batch) {
     waiting.sort_by_key(|task| (task.meta.created_at, task.slot, &task.id));
 
     let mut candidates = candidates(state, now);
-    let mut constraints = BTreeMap::<Template<'_>, Vec<Rule<'_>>>::new();
+    let mut queues = BTreeMap::<(Template<'_>, bool), Queue<'_>>::new();
     for task in waiting {
         if batch.is_full() {
             return;
         }
         let template = (&task.service_id, task.template_version);
-        let constraints = constraints
-            .entry(template)
-            .or_insert_with(|| read_constraints(task));
-        let mut refusals = Refusals::default();
-        let mut best: Option<&mut Candidate<'_>> = None;
-        for candidate in candidates.values_mut() {
-            if let Some(refusal) = refusal(candidate, task, constraints) {
-                refusals.add(refusal);
-            } else if best
-                .as_ref()
-                .is_none_or(|best| candidate.rank(task) < best.rank(task))
-            {
-                best = Some(candidate);
-            }
-        }
-        match best {
-            Some(candidate) => {
+        let queue = queues
+            .entry((template, task.ingress_address.is_some()))
+            .or_insert_with(|| Queue::new(&candidates, task));
+        match queue.best(&candidates, task) {
+            Some(place) => {
+                let candidate = &mut candidates[place];
                 candidate.count(task, now);
                 batch.put_task(assigned(task, candidate.node, now));
             }
             None => {
-                if let Some(task) = unplaced(task, &refusals) {
+                let error = queue
+                    .error
+                    .get_or_insert_with(|| refusals(&candidates, task, &queue.rules).to_string());
+                if let Some(task) = unplaced(task, error) {
                     batch.put_task(task);
                 }
             }
@@ -191,18 +186,72 @@ pub(crate) fn pass(state: &State, batch: &mut Batch) {
     }
 }
 
-fn candidates(state: &State, now: Timestamp) -> BTreeMap<&NodeId, Candidate<'_>> {
-    let mut candidates: BTreeMap<_, _> = state
-        .nodes()
-        .map(|node| (&node.id, Candidate::new(state, node)))
-        .collect();
-    for task in state.tasks() {
-        let node = task.node_id.as_ref();
-        if let Some(candidate) = node.and_then(|id| candidates.get_mut(id)) {
-            candidate.count(task, now);
+/// The nodes on which the tasks of one template may run, the best first.
+///
+/// All tasks of a template ask for the same, and within a pass nodes only get fuller: a node that
+/// refuses one of them refuses the rest, and the rank of a node only grows. So nodes are asked once
+/// for each template, not for each task, and one whose rank has grown since it was put here is put
+/// back when it comes up.
+struct Queue<'a> {
+    rules: Vec<Rule<'a>>,
+    /// Ranks with places among the candidates, which are in the order of ids.
+    nodes: BinaryHeap<Reverse<(Rank, usize)>>,
+    /// Why there is no node, once there is none.
+    error: Option<String>,
+}
+
+impl<'a> Queue<'a> {
+    fn new(candidates: &[Candidate<'a>], task: &'a Task) -> Self {
+        let rules = read_constraints(task);
+        let nodes = candidates.iter().enumerate();
+        let nodes = nodes.filter(|(_, candidate)| refusal(candidate, task, &rules).is_none());
+        let nodes = nodes.map(|(place, candidate)| Reverse((candidate.rank(task), place)));
+        Self {
+            nodes: nodes.collect(),
+            rules,
+            error: None,
         }
     }
-    candidates
+
+    /// The place among `candidates` of the best node for `task`.
+    fn best(&mut self, candidates: &[Candidate<'a>], task: &Task) -> Option<usize> {
+        while let Some(Reverse((was, place))) = self.nodes.pop() {
+            let candidate = &candidates[place];
+            if is_full(candidate, task) {
+                continue;
+            }
+            let rank = candidate.rank(task);
+            self.nodes.push(Reverse((rank, place)));
+            if rank == was {
+                return Some(place);
+            }
+        }
+        None
+    }
+}
+
+/// Why no node takes `task`.
+fn refusals(candidates: &[Candidate<'_>], task: &Task, rules: &[Rule<'_>]) -> Refusals {
+    let mut refusals = Refusals::default();
+    for refusal in candidates
+        .iter()
+        .filter_map(|candidate| refusal(candidate, task, rules))
+    {
+        refusals.add(refusal);
+    }
+    refusals
+}
+
+/// Every node with what is on it, by id.
+fn candidates(state: &State, now: Timestamp) -> Vec<Candidate<'_>> {
+    let candidates = state.nodes().map(|node| {
+        let mut candidate = Candidate::new(state, node);
+        for task in state.tasks_of_node(&node.id) {
+            candidate.count(task, now);
+        }
+        candidate
+    });
+    candidates.collect()
 }
 
 /// The ports of the nodes that `task` takes for itself.
@@ -239,13 +288,12 @@ fn assigned(task: &Task, node: &Node, now: Timestamp) -> Task {
 }
 
 /// `task` with the reason why it has to wait; none when that is told already.
-fn unplaced(task: &Task, refusals: &Refusals) -> Option<Task> {
-    let error = refusals.to_string();
+fn unplaced(task: &Task, error: &str) -> Option<Task> {
     if task.status.error == error {
         return None;
     }
     let mut task = task.clone();
     task.status.message = "waiting for a suitable node".to_owned();
-    task.status.error = error;
+    error.clone_into(&mut task.status.error);
     Some(task)
 }

@@ -14,10 +14,12 @@
 
 mod lead;
 mod manager;
+mod placement;
 mod request;
 mod view;
 
 pub use crate::raft::{Committed, Envelope};
 pub use manager::{Answer, Founding, Manager, Outcome, Output, Stopped, ToAgent};
+pub use placement::Placement;
 pub use request::Request;
 pub use view::View;

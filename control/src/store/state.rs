@@ -18,14 +18,14 @@ pub(crate) struct State {
     services: BTreeMap<ServiceId, Arc<Service>>,
     tasks: BTreeMap<TaskId, Arc<Task>>,
     networks: BTreeMap<NetworkId, Arc<Network>>,
-    services_by_name: Index<String, ServiceId>,
-    tasks_by_service: Index<ServiceId, TaskId>,
-    tasks_by_node: Index<NodeId, TaskId>,
-    networks_by_name: Index<String, NetworkId>,
+    services_by_name: Index<String, ServiceId, Service>,
+    tasks_by_service: Index<ServiceId, TaskId, Task>,
+    tasks_by_node: Index<NodeId, TaskId, Task>,
+    networks_by_name: Index<String, NetworkId, Network>,
     /// By what their specs ask for and what they have an address on.
-    services_by_network: Index<NetworkId, ServiceId>,
+    services_by_network: Index<NetworkId, ServiceId, Service>,
     /// By what their specs ask for.
-    tasks_by_network: Index<NetworkId, TaskId>,
+    tasks_by_network: Index<NetworkId, TaskId, Task>,
 }
 
 impl State {
@@ -61,8 +61,7 @@ impl State {
 
     /// The service with this name.
     pub(crate) fn service_by_name(&self, name: &str) -> Option<&Arc<Service>> {
-        let id = self.services_by_name.get(name).next()?;
-        self.services.get(id)
+        self.services_by_name.get(name).next()
     }
 
     /// The task with this id.
@@ -80,14 +79,12 @@ impl State {
         &self,
         id: &ServiceId,
     ) -> impl Iterator<Item = &Arc<Task>> + use<'_> {
-        let ids = self.tasks_by_service.get(id);
-        ids.filter_map(|id| self.tasks.get(id))
+        self.tasks_by_service.get(id)
     }
 
     /// The tasks that were given to a node, by id.
     pub(crate) fn tasks_of_node(&self, id: &NodeId) -> impl Iterator<Item = &Arc<Task>> + use<'_> {
-        let ids = self.tasks_by_node.get(id);
-        ids.filter_map(|id| self.tasks.get(id))
+        self.tasks_by_node.get(id)
     }
 
     /// Every network, by id.
@@ -102,8 +99,7 @@ impl State {
 
     /// The network with this name.
     pub(crate) fn network_by_name(&self, name: &str) -> Option<&Arc<Network>> {
-        let id = self.networks_by_name.get(name).next()?;
-        self.networks.get(id)
+        self.networks_by_name.get(name).next()
     }
 
     /// The services that are to be on a network of a user, or still have an address there, by id.
@@ -111,8 +107,7 @@ impl State {
         &self,
         id: &NetworkId,
     ) -> impl Iterator<Item = &Arc<Service>> + use<'_> {
-        let ids = self.services_by_network.get(id);
-        ids.filter_map(|id| self.services.get(id))
+        self.services_by_network.get(id)
     }
 
     /// The tasks, ended ones too, that are or were to be on a network of a user, by id.
@@ -120,8 +115,7 @@ impl State {
         &self,
         id: &NetworkId,
     ) -> impl Iterator<Item = &Arc<Task>> + use<'_> {
-        let ids = self.tasks_by_network.get(id);
-        ids.filter_map(|id| self.tasks.get(id))
+        self.tasks_by_network.get(id)
     }
 
     /// The network that carries published ports.
@@ -165,29 +159,32 @@ impl State {
             }
             Object::Service(service) => {
                 self.remove_service(&service.id);
+                let (id, service) = (service.id.clone(), Arc::new(service));
                 self.services_by_name
-                    .insert(&service.spec.name, &service.id);
+                    .insert(&service.spec.name, &id, &service);
                 for network in networks_of(&service) {
-                    self.services_by_network.insert(&network, &service.id);
+                    self.services_by_network.insert(&network, &id, &service);
                 }
-                self.services.insert(service.id.clone(), Arc::new(service));
+                self.services.insert(id, service);
             }
             Object::Task(task) => {
                 self.remove_task(&task.id);
-                self.tasks_by_service.insert(&task.service_id, &task.id);
+                let (id, task) = (task.id.clone(), Arc::new(task));
+                self.tasks_by_service.insert(&task.service_id, &id, &task);
                 if let Some(node) = &task.node_id {
-                    self.tasks_by_node.insert(node, &task.id);
+                    self.tasks_by_node.insert(node, &id, &task);
                 }
                 for network in task.spec.network_ids() {
-                    self.tasks_by_network.insert(&network, &task.id);
+                    self.tasks_by_network.insert(&network, &id, &task);
                 }
-                self.tasks.insert(task.id.clone(), Arc::new(task));
+                self.tasks.insert(id, task);
             }
             Object::Network(network) => {
                 self.remove_network(&network.id);
+                let (id, network) = (network.id.clone(), Arc::new(network));
                 self.networks_by_name
-                    .insert(&network.spec.name, &network.id);
-                self.networks.insert(network.id.clone(), Arc::new(network));
+                    .insert(&network.spec.name, &id, &network);
+                self.networks.insert(id, network);
             }
         }
     }

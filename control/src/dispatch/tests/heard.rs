@@ -19,6 +19,10 @@ impl Case {
     fn new(state: NodeState) -> Self {
         let mut swarm = Scenario::with_nodes(&["h1"]);
         swarm.set_node_state("h1", state);
+        let id = swarm.node_id("h1");
+        let mut node = swarm_model::Node::clone(swarm.state.node(&id).expect("added"));
+        node.meta.created_at = Timestamp(0);
+        swarm.put(node);
         let now = Timestamp(50_000);
         Self {
             swarm,
@@ -95,6 +99,19 @@ fn a_new_leader_gives_everyone_time_to_come_back() {
         NodeState::Down,
         "nothing new of one that was down"
     );
+}
+
+#[test]
+fn a_node_has_time_to_be_heard_after_it_was_admitted() {
+    let mut case = Case::new(NodeState::Unknown);
+    assert_eq!(case.wait(ms(60_000)), NodeState::Down);
+    let id = case.swarm.node_id("h1");
+    let mut node = swarm_model::Node::clone(case.swarm.state.node(&id).expect("added"));
+    node.status.state = NodeState::Unknown;
+    node.meta.created_at = case.now;
+    case.swarm.put(node);
+    assert_eq!(case.wait(ms(9_999)), NodeState::Unknown);
+    assert_eq!(case.wait(ms(1)), NodeState::Down);
 }
 
 #[test]

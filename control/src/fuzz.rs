@@ -1,0 +1,186 @@
+//! What bytes from outside meet first, as functions of bytes, and tests that feed them.
+//!
+//! Each takes any bytes, and panics only when a promise is broken: nothing that is read panics, and
+//! what was read is the same once it is written and read again.
+//!
+//! Deliberately absent: a fuzzer that follows the branches taken (libFuzzer); DNS, whose properties have
+//! tests in `swarm-agent`; TLS and HTTP/2, which are not ours.
+
+use std::fmt::Debug;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use prost::Message;
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::SeedableRng as _;
+use swarm_api::v1;
+use swarm_model as model;
+use swarm_model::{Cluster, ClusterId, JoinToken, NodeId, Role, Timestamp, UnlockKey};
+
+use crate::ca::{Authority, Subject, Term, admit, new_root};
+use crate::raft;
+use crate::store::{State, decode_batch, decode_snapshot, encode_batch, encode_snapshot};
+
+/// What takes bytes, and its name.
+type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+const TARGETS: [Target; 6] = [
+    ("join_token", join_token),
+    ("certificate_request", certificate_request),
+    ("api", api),
+    ("log_record", log_record),
+    ("snapshot", snapshot),
+    ("raft_message", raft_message),
+];
+
+/// The text of a join token or an unlock key.
+fn join_token(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    if let Ok(token) = text.parse::<JoinToken>() {
+        assert_eq!(token.to_string(), text, "a token has one text");
+    }
+    if let Ok(key) = text.parse::<UnlockKey>() {
+        assert_eq!(key.to_text(), text, "an unlock key has one text");
+    }
+    assert!(
+        admit(&authority().1, text).is_err(),
+        "nobody guesses a secret"
+    );
+}
+
+/// A request to certify a key, PKCS#10 in DER.
+fn certificate_request(bytes: &[u8]) {
+    let (authority, cluster) = authority();
+    let mut rng = ChaCha12Rng::seed_from_u64(1);
+    let subject = Subject {
+        node_id: NodeId::random(&mut rng),
+        role: Role::Worker,
+        cluster_id: cluster.id.clone(),
+    };
+    let term = Term {
+        now: NOW,
+        life: Duration::from_secs(3600),
+    };
+    if let Ok(chain) = authority.issue(bytes, &subject, term, &mut rng) {
+        let leaf = rustls_pki_types::pem::PemObject::from_pem_slice(chain.as_bytes());
+        let leaf: rustls_pki_types::CertificateDer<'_> = leaf.expect("the chain is PEM");
+        let read = Subject::from_der(&leaf).expect("a certificate of ours can be read");
+        assert_eq!(read, subject, "names are the manager's to write");
+    }
+}
+
+/// What an API request or an agent's message holds: the first byte says which.
+fn api(bytes: &[u8]) {
+    let Some((which, bytes)) = bytes.split_first() else {
+        return;
+    };
+    match which {
+        0 => {
+            if let Some(spec) = converted::<v1::ServiceSpec, model::ServiceSpec>(bytes) {
+                let _ = model::validate_service(&spec);
+            }
+        }
+        1 => {
+            if let Some(spec) = converted::<v1::NetworkSpec, model::NetworkSpec>(bytes) {
+                let _ = model::validate_network(&spec);
+            }
+        }
+        2 => {
+            if let Some(spec) = converted::<v1::ClusterSpec, model::ClusterSpec>(bytes) {
+                let _ = model::validate_cluster(&spec);
+            }
+        }
+        3 => {
+            if let Some(spec) = converted::<v1::NodeSpec, model::NodeSpec>(bytes) {
+                let _ = model::validate_node(&spec);
+            }
+        }
+        4 => drop(converted::<v1::NodeDescription, model::NodeDescription>(
+            bytes,
+        )),
+        5 => drop(converted::<v1::TaskStatus, model::TaskStatus>(bytes)),
+        6 => drop(converted::<v1::NodeProblem, model::NodeProblem>(bytes)),
+        7 => drop(converted::<v1::Task, model::Task>(bytes)),
+        8 => drop(v1::AgentMessage::decode(bytes)),
+        _ => {
+            if let Ok(text) = std::str::from_utf8(bytes) {
+                let _ = model::Constraint::parse(text);
+            }
+        }
+    }
+}
+
+/// A message and the model's value of it, which is the same once it has been a message again.
+fn converted<W, M>(bytes: &[u8]) -> Option<M>
+where
+    W: Message + Default + for<'a> From<&'a M>,
+    M: TryFrom<W> + PartialEq + Debug,
+    M::Error: Debug,
+{
+    let value = M::try_from(W::decode(bytes).ok()?).ok()?;
+    let again = W::from(&value).encode_to_vec();
+    let again = W::decode(&again[..]).expect("what was encoded is decoded");
+    assert_eq!(M::try_from(again).expect("and converted"), value);
+    Some(value)
+}
+
+/// A record of the log as it lies on the disk, and what is in it once its seal is open.
+fn log_record(bytes: &[u8]) {
+    raft::any_record(bytes);
+    if let Ok((id, changes)) = decode_batch(bytes) {
+        if let Ok(again) = encode_batch(id, &changes) {
+            assert_eq!(decode_batch(&again), Ok((id, changes.clone())));
+        }
+        let mut state = State::default();
+        state.apply(1, changes);
+        same_snapshot(&state);
+    }
+}
+
+/// A whole state, as another manager or the disk gives it.
+fn snapshot(bytes: &[u8]) {
+    if let Ok(state) = decode_snapshot(7, bytes) {
+        same_snapshot(&state);
+    }
+}
+
+fn same_snapshot(state: &State) {
+    let bytes = encode_snapshot(state);
+    let again = decode_snapshot(state.index(), &bytes);
+    assert_eq!(again.as_ref(), Ok(state), "a snapshot is the state");
+}
+
+/// A message of another manager.
+fn raft_message(bytes: &[u8]) {
+    if let Ok(message) = v1::RaftMessage::decode(bytes) {
+        raft::any_message(message);
+    }
+}
+
+/// The moment at which certificates are asked for: in 2026.
+const NOW: Timestamp = Timestamp(1_790_000_000_000);
+
+/// A swarm's root.
+fn authority() -> &'static (Authority, Cluster) {
+    static AUTHORITY: OnceLock<(Authority, Cluster)> = OnceLock::new();
+    AUTHORITY.get_or_init(|| {
+        let mut rng = rand::rng();
+        let root = new_root(NOW).expect("a root can be made");
+        let cluster = v1::Cluster {
+            id: ClusterId::random(&mut rng).to_string(),
+            root_ca_pem: root.certificate_pem,
+            root_key_pem: root.key_pem.to_string(),
+            worker_secret: model::random_base36(&mut rng, 25),
+            manager_secret: model::random_base36(&mut rng, 25),
+            ..v1::Cluster::default()
+        };
+        let cluster = Cluster::try_from(cluster).expect("it is one");
+        let authority = Authority::new(&cluster).expect("it can sign");
+        (authority, cluster)
+    })
+}
+
+mod tests;
