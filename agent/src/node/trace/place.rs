@@ -34,8 +34,6 @@ pub(super) struct Who {
     pub(super) name: String,
     /// Its node.
     pub(super) node: String,
-    /// Whether that is this one.
-    pub(super) is_here: bool,
 }
 
 impl Place {
@@ -79,7 +77,6 @@ impl Place {
                     None => format!("{service}.{}", id.short()),
                 },
                 node: node(&endpoint.node_id),
-                is_here: endpoint.node_id == *own,
             };
             let ingress = assigned.ingress();
             let twin = ingress.and_then(|network| network.address6(endpoint.address));

@@ -368,6 +368,22 @@ fn nodes_and_translations_are_told_of() {
         "handed to web.h00000000000, by way of node b00000000000, which sees 10.255.0.3:40000 for \
          the client"
     );
+    let unpacked = TraceEvent {
+        source_mac: mac(OTHER),
+        ..event(client, here, TraceStep::ShortcutIn, REDIRECTED)
+    };
+    assert_eq!(
+        verdict(unpacked),
+        "handed to web.h00000000000, by way of node b00000000000"
+    );
+    let balanced = TraceEvent {
+        source_mac: mac(OWN),
+        ..event(client, here, TraceStep::ShortcutIn, REDIRECTED)
+    };
+    assert_eq!(
+        verdict(balanced),
+        "straight to web.h00000000000 on this node"
+    );
     let asked = event((THERE, 4444), here, TraceStep::ToTask, NEXT);
     assert_eq!(verdict(asked), "handed to web.h00000000000");
     let answer = TraceEvent {

@@ -96,6 +96,10 @@ impl<'a> Seen<'a> {
         match (step, self.to) {
             (TraceStep::Uplink, None) if self.from.is_none() => "taken into the mesh".to_owned(),
             (TraceStep::Uplink, _) => "unpacked from the tunnel".to_owned(),
+            // It has come by the tunnel.
+            (TraceStep::ShortcutIn, Some(task)) if self.is_of_another_node() => {
+                self.handed_to(task)
+            }
             (TraceStep::ShortcutIn, Some(task)) => format!("straight to {}", at(task)),
             (TraceStep::ShortcutOut, Some(task)) => self.handed_to(task),
             (TraceStep::ShortcutIn | TraceStep::ShortcutOut, None) => {
@@ -136,6 +140,11 @@ impl<'a> Seen<'a> {
             },
             (TraceStep::Out, ..) => "left to the host: not from an address of this node".to_owned(),
         }
+    }
+
+    fn is_of_another_node(&self) -> bool {
+        let sender = self.place.node(self.event.source_mac);
+        sender.is_some_and(|(_, is_own)| !is_own)
     }
 
     fn handed_to(&self, task: &Who) -> String {

@@ -13,6 +13,10 @@ pub(crate) enum MeshCommand {
     /// Compare what the networks of this host are to be with its kernel
     Check(check::Check),
     /// Show packets of a published port, and what each step on this host does with them
+    ///
+    /// A line for each step, with what becomes of the packet there. A node shows its own part: the one
+    /// that the client asks balances, the task's hands over and answers. Not shown are connections that
+    /// this node or its tasks make to the port themselves: they are balanced when they connect.
     Trace(trace::Trace),
 }
 

@@ -13,10 +13,7 @@ use crate::connect::{Sockets, answer};
 use crate::table::Format;
 use crate::time::{milliseconds, parse_duration};
 
-/// Shows packets of a published port on their way through this node, a line for each step with what
-/// becomes of the packet there. A node shows its own part: the one that the client asks balances, the
-/// task's hands over and answers. Not shown are connections that this node or its tasks make to the
-/// port themselves: they are balanced when they connect.
+/// What to trace. The help is the verb's.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Trace {
     /// The published port
