@@ -14,7 +14,6 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::helpers::bpf_redirect_peer;
 use aya_ebpf::programs::TcContext;
@@ -24,6 +23,7 @@ use crate::flow_learn::INGRESS_MACS;
 use crate::mesh_uplink::CONFIG;
 use crate::packet::{ETHERNET_LEN, reach};
 use crate::shortcut_out::TASK_MACS;
+use crate::trace::drop_unwritable;
 
 /// From the outer Ethernet header to the inner one.
 #[repr(C, packed(2))]
@@ -95,7 +95,7 @@ pub fn arrived(ctx: &TcContext) -> Option<i32> {
     }
     ctx.skb.adjust_room(-TUNNEL_LEN, BPF_ADJ_ROOM_MAC, 0).ok()?;
     if ctx.store(0, &destination, 0).is_err() || ctx.store(6, &source, 0).is_err() {
-        return Some(TC_ACT_SHOT);
+        return Some(drop_unwritable());
     }
     // SAFETY: a helper without pointers.
     Some(unsafe { bpf_redirect_peer(config.e1h_ifindex, 0) } as i32)
