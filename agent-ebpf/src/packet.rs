@@ -19,6 +19,8 @@ pub const PROTOCOL_SCTP: u8 = Protocol::Sctp as u8;
 pub const ETHERNET_LEN: usize = size_of::<EthernetHeader>();
 /// Length in bytes of an IPv4 header without options.
 pub const IPV4_MIN_LEN: usize = size_of::<Ipv4Header>();
+/// Version and length of an IPv4 header without options.
+pub const PLAIN_IPV4: u8 = 0x45;
 /// The 13 bits of a fragment's offset.
 pub const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
 /// The offset, and the bit that says that more fragments follow: all zero of a whole packet.
@@ -46,13 +48,13 @@ pub struct EthernetHeader {
 #[repr(C)]
 pub struct Ipv4Header {
     pub version_and_length: u8,
-    tos: u8,
+    pub tos: u8,
     total_len: u16,
     id: u16,
     pub fragment: u16,
-    ttl: u8,
+    pub ttl: u8,
     pub protocol: u8,
-    checksum: u16,
+    pub checksum: u16,
     pub source: u32,
     pub destination: u32,
 }

@@ -25,7 +25,10 @@ use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::programs::TcContext;
 use swarm_ebpf_common::{MacPair, ShortcutDraft, ShortcutKey, ShortcutValue, capacity};
 
-use crate::packet::{ETHERNET_LEN, PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, reach};
+use crate::packet::{
+    ETHERNET_LEN, Ipv4Header, PLAIN_IPV4, PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, PortsHeader,
+    reach,
+};
 use crate::trace::drop_unwritable;
 
 #[map(name = "shortcuts")]
@@ -43,8 +46,6 @@ const MTU_OF_SEGMENTS: u64 = 1;
 const SMALL_LEN: u32 = 14 + 576;
 /// The flag "more fragments" and the 13 bits of a fragment's offset.
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
-/// Version 4, header of 20 bytes.
-const PLAIN_IPV4: u8 = 0x45;
 
 /// Offsets in the packet.
 const IP: usize = ETHERNET_LEN;
@@ -57,18 +58,8 @@ const UDP_CHECKSUM: usize = TRANSPORT + 6;
 pub struct Headers {
     pub macs: MacPair,
     kind: u16,
-    version_and_length: u8,
-    tos: u8,
-    total_len: u16,
-    id: u16,
-    fragment: u16,
-    ttl: u8,
-    protocol: u8,
-    checksum: u16,
-    source: u32,
-    destination: u32,
-    source_port: u16,
-    destination_port: u16,
+    ip: Ipv4Header,
+    ports: PortsHeader,
 }
 
 const _: () = assert!(size_of::<Headers>() == TRANSPORT + 4);
@@ -91,13 +82,13 @@ pub fn packet(ctx: &TcContext, way: u16) -> Option<Packet> {
     let headers = reach::<Headers>(ctx, 0)?;
     // SAFETY: `reach` compared the end of the headers with the packet's.
     let headers = unsafe { &*headers };
-    if headers.version_and_length != PLAIN_IPV4 || headers.fragment & FRAGMENT != 0 {
+    if headers.ip.version_and_length != PLAIN_IPV4 || headers.ip.fragment & FRAGMENT != 0 {
         return None;
     }
-    let (protocol, ttl) = (headers.protocol, headers.ttl);
+    let (protocol, ttl) = (headers.ip.protocol, headers.ip.ttl);
     let key = ShortcutKey::new(
-        (headers.source, headers.source_port),
-        (headers.destination, headers.destination_port),
+        (headers.ip.source, headers.ports.source),
+        (headers.ip.destination, headers.ports.destination),
         protocol,
         way,
     );
@@ -146,22 +137,22 @@ pub fn rewrite(
             headers.macs.0 = value.macs.0;
             headers.macs.1 = value.macs.1;
             headers.macs.2 = value.macs.2;
-            headers.destination = value.address;
-            headers.destination_port = value.port;
+            headers.ip.destination = value.address;
+            headers.ports.destination = value.port;
         } else {
-            headers.source = value.address;
-            headers.source_port = value.port;
+            headers.ip.source = value.address;
+            headers.ports.source = value.port;
         }
-        headers.ttl = packet.ttl - 1;
+        headers.ip.ttl = packet.ttl - 1;
         // RFC 1624, equation 3: ~(~HC + ~m + m'), in words as they lie in memory.
-        let mut sum = u32::from(!headers.checksum)
+        let mut sum = u32::from(!headers.ip.checksum)
             + less(old_address)
             + more(value.address)
             + u32::from(!u16::from_ne_bytes([packet.ttl, 0]))
             + u32::from(u16::from_ne_bytes([packet.ttl - 1, 0]));
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
-        headers.checksum = !(sum as u16);
+        headers.ip.checksum = !(sum as u16);
     }
     let (offset, mangled) = if packet.key.protocol() == PROTOCOL_TCP {
         (TCP_CHECKSUM, 0)

@@ -21,7 +21,7 @@ use swarm_ebpf_common::Mac;
 
 use crate::flow_learn::INGRESS_MACS;
 use crate::mesh_uplink::CONFIG;
-use crate::packet::{ETHERNET_LEN, reach};
+use crate::packet::{ETHERNET_LEN, Ipv4Header, PLAIN_IPV4, PortsHeader, reach};
 use crate::shortcut_out::TASK_MACS;
 use crate::trace::drop_unwritable;
 
@@ -30,18 +30,8 @@ use crate::trace::drop_unwritable;
 struct TunnelHeaders {
     outer_macs: [u16; 6],
     outer_kind: u16,
-    version_and_length: u8,
-    tos: u8,
-    total_len: u16,
-    id: u16,
-    fragment: u16,
-    ttl: u8,
-    protocol: u8,
-    checksum: u16,
-    source: u32,
-    destination: u32,
-    source_port: u16,
-    destination_port: u16,
+    ip: Ipv4Header,
+    ports: PortsHeader,
     udp_len: u16,
     udp_checksum: u16,
     vxlan_flags: u32,
@@ -56,8 +46,6 @@ const TUNNEL_LEN: i32 = (size_of::<TunnelHeaders>() - ETHERNET_LEN) as i32;
 
 const _: () = assert!(TUNNEL_LEN == 50 && offset_of!(TunnelHeaders, destination_mac) == 50);
 
-/// Version 4, header of 20 bytes.
-const PLAIN_IPV4: u8 = 0x45;
 /// Congestion was experienced (RFC 3168, section 5).
 const CONGESTED: u8 = 0x03;
 /// The flag "this is a VNI", and nothing else (RFC 7348, section 5).
@@ -78,9 +66,9 @@ pub fn arrived(ctx: &TcContext) -> Option<i32> {
     let headers = reach::<TunnelHeaders>(ctx, 0)?;
     // SAFETY: `reach` compared the end of the headers with the packet's.
     let headers = unsafe { &*headers };
-    let is_plain = headers.version_and_length == PLAIN_IPV4
-        && headers.tos & CONGESTED != CONGESTED
-        && headers.destination == config.vtep
+    let is_plain = headers.ip.version_and_length == PLAIN_IPV4
+        && headers.ip.tos & CONGESTED != CONGESTED
+        && headers.ip.destination == config.vtep
         && headers.udp_checksum == 0
         && headers.vxlan_flags == VNI_FLAG
         && headers.vni == config.vni
