@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::local_control_client::LocalControlClient;
@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
@@ -29,6 +30,44 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pause between two looks at what is waited for.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// TLS of someone who trusts `roots`, and shows a chain with its key or nothing.
+fn tls(roots: &str, own: Option<(&str, &str)>) -> TlsConnector {
+    let certificates = |pem: &str| -> Vec<_> {
+        let found = CertificateDer::pem_slice_iter(pem.as_bytes());
+        found.map(Result::unwrap).collect()
+    };
+    let mut store = RootCertStore::empty();
+    for root in certificates(roots) {
+        store.add(root).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(store);
+    let mut tls = match own {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+            builder
+                .with_client_auth_cert(certificates(chain), key)
+                .unwrap()
+        }
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    TlsConnector::from(Arc::new(tls))
+}
+
+/// A connection to the manager at `address`.
+async fn secured(
+    tls: TlsConnector,
+    address: SocketAddr,
+) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    let stream = TcpStream::connect(address).await?;
+    let name = ServerName::try_from("swarm-manager").unwrap();
+    Ok(TokioIo::new(tls.connect(name, stream).await?))
+}
 
 struct Manager {
     config: Config,
@@ -156,28 +195,8 @@ impl Manager {
 
     /// A channel of someone without a certificate.
     fn stranger(&self, root_pem: &str) -> Channel {
-        let mut roots = RootCertStore::empty();
-        let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).unwrap();
-        roots.add(root).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-        let (tls, address) = (
-            TlsConnector::from(Arc::new(tls)),
-            self.config.advertise_address,
-        );
-        let connect = move |_: Uri| {
-            let tls = tls.clone();
-            async move {
-                let stream = TcpStream::connect(address).await?;
-                let name = ServerName::try_from("swarm-manager").unwrap();
-                Ok::<_, io::Error>(TokioIo::new(tls.connect(name, stream).await?))
-            }
-        };
+        let (tls, address) = (tls(root_pem, None), self.config.advertise_address);
+        let connect = move |_: Uri| secured(tls.clone(), address);
         Endpoint::from_static("http://manager")
             .connect_with_connector_lazy(tower::service_fn(connect))
     }

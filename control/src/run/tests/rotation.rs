@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use rustls_pki_types::PrivateKeyDer;
 use swarm_api::v1::agent_message::Message;
 use swarm_api::v1::dispatcher_client::DispatcherClient;
 use tokio::sync::mpsc;
@@ -32,33 +31,8 @@ async fn dial(
     roots: &str,
     own: Option<&Credentials>,
 ) -> Result<Channel, tonic::transport::Error> {
-    let mut store = RootCertStore::empty();
-    for root in CertificateDer::pem_slice_iter(roots.as_bytes()) {
-        store.add(root.unwrap()).unwrap();
-    }
-    let builder =
-        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(store);
-    let mut tls = match own {
-        None => builder.with_no_client_auth(),
-        Some(own) => {
-            let chain = CertificateDer::pem_slice_iter(own.chain.as_bytes()).map(Result::unwrap);
-            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).unwrap();
-            builder.with_client_auth_cert(chain.collect(), key).unwrap()
-        }
-    };
-    tls.alpn_protocols = vec![b"h2".to_vec()];
-    let tls = TlsConnector::from(Arc::new(tls));
-    let connect = move |_: Uri| {
-        let tls = tls.clone();
-        async move {
-            let stream = TcpStream::connect(address).await?;
-            let name = ServerName::try_from("swarm-manager").unwrap();
-            Ok::<_, io::Error>(TokioIo::new(tls.connect(name, stream).await?))
-        }
-    };
+    let tls = tls(roots, own.map(|own| (own.chain.as_str(), own.key.as_str())));
+    let connect = move |_: Uri| secured(tls.clone(), address);
     Endpoint::from_static("http://manager")
         .timeout(PATIENCE)
         .connect_with_connector(tower::service_fn(connect))
