@@ -77,13 +77,7 @@ pub(crate) fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
 /// search path leaves out.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let rest = [
-        "/usr/sbin",
-        "/sbin",
-        "/usr/local/sbin",
-        "/usr/libexec",
-        "/usr/lib/qemu",
-    ];
+    let rest = ["/usr/sbin", "/sbin", "/usr/local/sbin"];
     std::env::split_paths(&path)
         .chain(rest.iter().map(PathBuf::from))
         .map(|directory| directory.join(name))

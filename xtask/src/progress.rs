@@ -13,7 +13,7 @@ use anyhow::Result;
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// How much of the end of a log is looked at for its last lines.
-const TAIL_BYTES: u64 = 8 * 1024;
+const TAIL_BYTES: u64 = 16 * 1024;
 
 /// Does one step of a longer job: says its title first, a sign of life every ten seconds (with the
 /// last line of `log`, when there is one), and how long it took.

@@ -76,17 +76,7 @@ const BUILD_NEEDS: [Need; 3] = [
     },
 ];
 
-const LAB_NEEDS: [Need; 7] = [
-    Need {
-        what: "QEMU",
-        is_there: || find_program("qemu-system-x86_64").is_some(),
-        packages: &["qemu-system-x86"],
-    },
-    Need {
-        what: "virtiofsd",
-        is_there: || find_program("virtiofsd").is_some(),
-        packages: &["virtiofsd"],
-    },
+const LAB_NEEDS: [Need; 5] = [
     Need {
         what: "mmdebstrap",
         is_there: || find_program("mmdebstrap").is_some(),
@@ -281,21 +271,13 @@ fn install(packages: &[&str]) -> Result<()> {
     step("apt-get update", Some(&log), || {
         logged(apt_get().arg("update"), &log)
     })?;
-    // Debian 12 has no package of that name: the program comes with QEMU's.
-    let packages: Vec<&str> = packages
-        .iter()
-        .map(|package| match *package {
-            "virtiofsd" if !has_candidate("virtiofsd") => "qemu-system-common",
-            other => other,
-        })
-        .collect();
     let log = workspace.log("apt-install");
     let title = format!("apt-get install {}", packages.join(" "));
     step(&title, Some(&log), || {
         let mut command = apt_get();
         command
             .args(["install", "--yes", "--no-install-recommends"])
-            .args(&packages);
+            .args(packages);
         logged(&mut command, &log)
     })
 }

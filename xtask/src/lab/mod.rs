@@ -14,6 +14,7 @@ use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use swarm_lab::Output;
@@ -22,12 +23,21 @@ use swarm_lab::wire::{BOOT_FILE, Boot, Frame, Request, SOCKET_FILE};
 
 use crate::interrupt::{self, Verdict};
 use crate::process::Process;
-use crate::progress::step;
+use crate::progress::{step, tail};
 use crate::setup;
 use crate::workspace::Workspace;
 pub(crate) use binaries::replace;
 pub(crate) use cli::{LabCommand, run, run_shell};
 use state::{Ground, State};
+
+/// How long after the lab's last word its machine may take to be gone.
+const END_OF_MACHINE: Duration = Duration::from_secs(2);
+
+/// Lines of the console that are shown of a machine that ended by itself: a panic has about sixty.
+const SHOWN_CONSOLE_LINES: usize = 100;
+
+/// And of QEMU's own words.
+const SHOWN_QEMU_LINES: usize = 10;
 
 /// How a lab is to be.
 #[derive(Debug, Clone, clap::Args)]
@@ -355,7 +365,29 @@ impl Lab {
             }
             sender.send(&Frame::StdinEnd).ok();
         });
-        session.follow(on_output)
+        session.follow(on_output).map_err(|error| self.lost(error))
+    }
+
+    /// Adds the end of the console to an error, where the virtual machine is no more: a panic of its
+    /// kernel is told nowhere else, and the next boot begins another console.
+    fn lost(&self, error: anyhow::Error) -> anyhow::Error {
+        let started = Instant::now();
+        while self.state.is_running() && started.elapsed() < END_OF_MACHINE {
+            thread::sleep(Duration::from_millis(20));
+        }
+        if self.state.ground == Ground::Native || self.state.is_running() {
+            return error;
+        }
+        let kept = self.workspace.log("console-of-the-last-lost-lab");
+        let (console, qemu) = (self.workspace.log("console"), self.workspace.log("qemu"));
+        fs::copy(&console, &kept).ok();
+        error.context(format!(
+            "the lab's virtual machine is gone; the ends of {} and {}:\n{}\n{}",
+            kept.display(),
+            qemu.display(),
+            tail(&console, SHOWN_CONSOLE_LINES).join("\n"),
+            tail(&qemu, SHOWN_QEMU_LINES).join("\n"),
+        ))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The lab's Debian root file system: built once per recipe, never written to afterwards.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -24,8 +25,10 @@ pub(crate) const SUITE: &str = "trixie";
 /// The kernel, whatever its version.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
-/// What the lab runs besides: the container side, Docker to measure against, and tools.
-const PACKAGES: &str = "containerd runc docker.io docker-cli \
+/// What the lab runs besides: the container side, Docker to measure against, and tools; and what it is
+/// run on, so that it does not matter which QEMU this machine has, if any. (Debian 12's corrupts memory
+/// when it emulates two processors: `cmpxchg16b` at least.)
+const PACKAGES: &str = "qemu-system-x86 virtiofsd containerd runc docker.io docker-cli \
     docker-registry skopeo umoci ipvsadm nftables iproute2 iperf3 wrk nginx-light conntrack \
     tcpdump bpftool curl python3-minimal busybox-static ethtool procps netcat-openbsd socat kmod \
     openssl psmisc";
@@ -71,7 +74,7 @@ pub(crate) const INIT: &str = "/usr/local/sbin/lab-init";
 
 /// Runs a program as root, or as what looks like root to it: with this user's subordinate ids
 /// (newuidmap(1)), so that a tree of files with several owners can be made and removed.
-pub(crate) fn as_root(program: &str) -> Command {
+pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Command {
     if nix::unistd::geteuid().is_root() {
         return Command::new(program);
     }
@@ -85,8 +88,10 @@ pub(crate) fn as_root(program: &str) -> Command {
         "sh",
         "-c",
     ]);
-    // Root writes to /run: QEMU's virtiofsd keeps its pid file there.
-    command.args([r#"mount -t tmpfs tmpfs /run && exec "$0" "$@""#, program]);
+    // Root writes to /run: virtiofsd keeps its pid file there.
+    command
+        .arg(r#"mount -t tmpfs tmpfs /run && exec "$0" "$@""#)
+        .arg(program);
     command
 }
 
@@ -139,6 +144,15 @@ pub(crate) fn kernel(tree: &Path) -> Result<PathBuf> {
         })
         .max()
         .with_context(|| format!("no kernel in {}", tree.display()))
+}
+
+/// A program of the tree to be run on this machine, by the tree's own loader and libraries: the loader,
+/// and its arguments up to the program's own.
+pub(crate) fn program(tree: &Path, path: &str) -> (PathBuf, Vec<PathBuf>) {
+    let libraries = tree.join("usr/lib/x86_64-linux-gnu");
+    let loader = libraries.join("ld-linux-x86-64.so.2");
+    let arguments = vec!["--library-path".into(), libraries, tree.join(path)];
+    (loader, arguments)
 }
 
 /// The initramfs in the tree, where its kernel needs one.

@@ -12,12 +12,13 @@ use anyhow::{Context, Result, bail};
 
 use super::rootfs;
 use super::state::Ground;
-use crate::process::{Process, create_log, find_program, output_of};
+use crate::process::{Process, create_log};
 use crate::progress::tail;
 use crate::workspace::Workspace;
 
-/// QEMU for the one architecture the lab has packages for.
-const QEMU: &str = "qemu-system-x86_64";
+/// Programs of the lab's tree that run outside it.
+const QEMU: &str = "usr/bin/qemu-system-x86_64";
+const VIRTIOFSD: &str = "usr/libexec/virtiofsd";
 
 /// Two, as the smallest machine that the lab is measured on has.
 const CPUS: &str = "2";
@@ -140,10 +141,10 @@ impl Plan<'_> {
         self.workspace.lab_dir().join("accelerator")
     }
 
-    /// Holds for this kernel and this QEMU only.
+    /// Holds for this kernel and this tree's QEMU only.
     fn verdict(&self, ground: Ground) -> String {
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        format!("{ground:?} {} {:?}\n", kernel.trim(), qemu_version())
+        format!("{ground:?} {} {}\n", kernel.trim(), self.tree.display())
     }
 
     /// Saves the next boot the wait for a KVM that does not work.
@@ -173,8 +174,10 @@ impl Plan<'_> {
             self.wait_served(&name(kind), &mut server)?;
         }
         let log = create_log(&self.workspace.log("qemu"))?;
-        let mut command = Command::new(find_program(QEMU).context(format!("no {QEMU}"))?);
+        let (loader, loading) = rootfs::program(self.tree, QEMU);
+        let mut command = Command::new(loader);
         command
+            .args(loading)
             .args(self.machine_arguments(ground))
             .args(self.device_arguments(&name("root"), &name("lab")))
             .args(self.kernel_arguments()?)
@@ -185,32 +188,24 @@ impl Plan<'_> {
             .stderr(log);
         let machine = command
             .spawn()
-            .with_context(|| format!("cannot start {QEMU}"))?;
+            .with_context(|| format!("cannot start the tree's {QEMU}"))?;
         processes.push(tracked(&machine)?);
         on_started(&processes)?;
         Ok((processes, machine))
     }
 
     fn start_virtiofsd(&self, socket: &str, source: &Path, cache: &str) -> Result<Child> {
-        let program = find_program("virtiofsd").context("no virtiofsd")?;
-        let program = program.to_string_lossy();
+        let (loader, loading) = rootfs::program(self.tree, VIRTIOFSD);
         let directory = self.workspace.lab_dir();
         fs::remove_file(directory.join(socket)).ok();
         let log = create_log(&self.server_log(socket))?;
-        let mut command = rootfs::as_root(&program);
-        command.arg(format!("--socket-path={socket}"));
-        // Two programs go by this name: QEMU's (Debian 12) and the one in Rust since.
-        if output_of(&program, &["--help"]).is_some_and(|help| help.contains("--shared-dir")) {
-            command
-                .arg("--shared-dir")
-                .arg(source)
-                .arg(format!("--cache={cache}"));
-        } else {
-            command
-                .arg("-f")
-                .arg("-o")
-                .arg(format!("source={},cache={cache}", source.display()));
-        }
+        let mut command = rootfs::as_root(loader);
+        command
+            .args(loading)
+            .arg(format!("--socket-path={socket}"))
+            .arg("--shared-dir")
+            .arg(source)
+            .arg(format!("--cache={cache}"));
         command
             .current_dir(&directory)
             .process_group(0)
@@ -244,10 +239,11 @@ impl Plan<'_> {
 
     fn machine_arguments(&self, ground: Ground) -> Vec<String> {
         let mut arguments = words("-nodefaults -no-reboot -display none -machine q35");
-        arguments.extend(words(match (ground, qemu_version()) {
-            (Ground::Kvm, _) => "-accel kvm -cpu host",
-            // Older ones corrupt memory in cmpxchg16b when two processors are emulated in parallel.
-            (_, Some(..10) | None) => "-accel tcg,thread=multi -cpu max,-cx16",
+        for firmware in ["usr/share/qemu", "usr/share/seabios"] {
+            arguments.extend(["-L".into(), self.tree.join(firmware).display().to_string()]);
+        }
+        arguments.extend(words(match ground {
+            Ground::Kvm => "-accel kvm -cpu host",
             _ => "-accel tcg,thread=multi -cpu max",
         }));
         let memory_mb = memory_mb();
@@ -336,17 +332,6 @@ fn tracked(child: &Child) -> Result<Process> {
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_string).collect()
-}
-
-/// QEMU's major version.
-fn qemu_version() -> Option<u32> {
-    let text = output_of(QEMU, &["--version"])?;
-    text.split_once("version ")?
-        .1
-        .split('.')
-        .next()?
-        .parse()
-        .ok()
 }
 
 /// Half of this machine's memory, within bounds.
