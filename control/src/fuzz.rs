@@ -1,10 +1,11 @@
-//! What bytes from outside meet first, as functions of bytes, and tests that feed them.
+//! What bytes from outside meet first, as functions of bytes, and tests that feed them. A fuzzer that
+//! follows the branches taken calls them from `tests/fuzz` (`cargo xtask fuzz`).
 //!
 //! Each takes any bytes, and panics only when a promise is broken: nothing that is read panics, and
 //! what was read is the same once it is written and read again.
 //!
-//! Deliberately absent: a fuzzer that follows the branches taken (libFuzzer); DNS, whose properties have
-//! tests in `swarm-agent`; TLS and HTTP/2, which are not ours.
+//! Deliberately absent: DNS, whose properties have tests in `swarm-agent`; TLS and HTTP/2, which are not
+//! ours.
 
 use std::fmt::Debug;
 use std::sync::OnceLock;
@@ -21,21 +22,8 @@ use crate::ca::{Authority, Subject, Term, admit, new_root};
 use crate::raft;
 use crate::store::{State, decode_batch, decode_snapshot, encode_batch, encode_snapshot};
 
-/// What takes bytes, and its name.
-type Target = (&'static str, fn(&[u8]));
-
-/// Every target.
-const TARGETS: [Target; 6] = [
-    ("join_token", join_token),
-    ("certificate_request", certificate_request),
-    ("api", api),
-    ("log_record", log_record),
-    ("snapshot", snapshot),
-    ("raft_message", raft_message),
-];
-
 /// The text of a join token or an unlock key.
-fn join_token(bytes: &[u8]) {
+pub fn join_token(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
@@ -52,7 +40,7 @@ fn join_token(bytes: &[u8]) {
 }
 
 /// A request to certify a key, PKCS#10 in DER.
-fn certificate_request(bytes: &[u8]) {
+pub fn certificate_request(bytes: &[u8]) {
     let (authority, cluster) = authority();
     let mut rng = ChaCha12Rng::seed_from_u64(1);
     let subject = Subject {
@@ -73,7 +61,7 @@ fn certificate_request(bytes: &[u8]) {
 }
 
 /// What an API request or an agent's message holds: the first byte says which.
-fn api(bytes: &[u8]) {
+pub fn api(bytes: &[u8]) {
     let Some((which, bytes)) = bytes.split_first() else {
         return;
     };
@@ -128,7 +116,7 @@ where
 }
 
 /// A record of the log as it lies on the disk, and what is in it once its seal is open.
-fn log_record(bytes: &[u8]) {
+pub fn log_record(bytes: &[u8]) {
     raft::any_record(bytes);
     if let Ok((id, changes)) = decode_batch(bytes) {
         if let Ok(again) = encode_batch(id, &changes) {
@@ -141,7 +129,7 @@ fn log_record(bytes: &[u8]) {
 }
 
 /// A whole state, as another manager or the disk gives it.
-fn snapshot(bytes: &[u8]) {
+pub fn snapshot(bytes: &[u8]) {
     if let Ok(state) = decode_snapshot(7, bytes) {
         same_snapshot(&state);
     }
@@ -154,7 +142,7 @@ fn same_snapshot(state: &State) {
 }
 
 /// A message of another manager.
-fn raft_message(bytes: &[u8]) {
+pub fn raft_message(bytes: &[u8]) {
     if let Ok(message) = v1::RaftMessage::decode(bytes) {
         raft::any_message(message);
     }
@@ -183,4 +171,5 @@ fn authority() -> &'static (Authority, Cluster) {
     })
 }
 
+#[cfg(test)]
 mod tests;

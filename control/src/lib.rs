@@ -30,8 +30,8 @@ mod clock;
 mod config;
 mod dispatch;
 mod failure;
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod leader;
 mod membership;
 mod orchestrate;

@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod dist;
 mod ebpf;
+mod fuzz;
 mod interrupt;
 mod lab;
 mod lint;
@@ -47,6 +48,8 @@ enum Task {
     Test(test::TestArgs),
     /// Run whole clusters on virtual time, from seeds.
     Sim(sim::SimArgs),
+    /// Feed what reads bytes from outside with what a fuzzer makes up.
+    Fuzz(fuzz::FuzzArgs),
     /// Measure: against Docker's mesh and plain forwarding, the programs, the managers.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -76,6 +79,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(args) => demo::run(&workspace, &args)?,
         Task::Test(args) => test::run(&workspace, &args)?,
         Task::Sim(args) => sim::run(&workspace, &args)?,
+        Task::Fuzz(args) => fuzz::run(&workspace, &args)?,
         Task::Bench(command) => bench::run(&workspace, &command)?,
         Task::Lint => lint::run(&workspace)?,
         Task::Dist => dist::run(&workspace)?,

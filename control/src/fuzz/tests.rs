@@ -9,6 +9,19 @@ use super::*;
 use crate::store::Change;
 use crate::store::testing::{cluster, network, node, service, task};
 
+/// What takes bytes, and its name.
+type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+const TARGETS: [Target; 6] = [
+    ("join_token", join_token),
+    ("certificate_request", certificate_request),
+    ("api", api),
+    ("log_record", log_record),
+    ("snapshot", snapshot),
+    ("raft_message", raft_message),
+];
+
 /// Changed seeds that each target is fed: a second or two in all.
 const ROUNDS: u64 = 2000;
 

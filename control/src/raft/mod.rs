@@ -32,7 +32,7 @@ mod alone;
 mod cache;
 mod core;
 mod error;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod fuzz;
 mod key_file;
 mod log;
@@ -50,7 +50,7 @@ mod wire;
 mod tests;
 
 pub(crate) use error::{AloneError, NodeError, StartError};
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use fuzz::{any_message, any_record};
 pub(crate) use key_file::KeptKey;
 pub(crate) use log::LogError;

@@ -368,14 +368,19 @@ impl Lab {
         session.follow(on_output).map_err(|error| self.lost(error))
     }
 
+    /// Whether this was a virtual machine that has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.state.ground != Ground::Native && !self.state.is_running()
+    }
+
     /// Adds the end of the console to an error, where the virtual machine is no more: a panic of its
     /// kernel is told nowhere else, and the next boot begins another console.
     fn lost(&self, error: anyhow::Error) -> anyhow::Error {
         let started = Instant::now();
-        while self.state.is_running() && started.elapsed() < END_OF_MACHINE {
+        while !self.is_gone() && started.elapsed() < END_OF_MACHINE {
             thread::sleep(Duration::from_millis(20));
         }
-        if self.state.ground == Ground::Native || self.state.is_running() {
+        if !self.is_gone() {
             return error;
         }
         let kept = self.workspace.log("console-of-the-last-lost-lab");
