@@ -41,6 +41,8 @@ pub(super) struct Core {
     ticks: u64,
     /// The tick at which a member was last heard.
     heard: BTreeMap<u64, u64>,
+    /// The tick at which this member began to lead, while it does.
+    elected: Option<u64>,
     patience: Option<Patience>,
 }
 
@@ -120,6 +122,7 @@ impl Core {
             applied,
             ticks: 0,
             heard: BTreeMap::new(),
+            elected: None,
             patience: None,
         })
     }
@@ -153,12 +156,14 @@ impl Core {
         self.ticks += 1;
         self.raw.tick();
         self.give_vote();
+        self.note_election();
         self.be_patient();
     }
 
     /// Asks for votes now instead of after an election timeout.
     pub(super) fn campaign(&mut self) -> raft::Result<()> {
         let asked = self.raw.campaign();
+        self.note_election();
         self.be_patient();
         asked
     }
@@ -173,8 +178,15 @@ impl Core {
             self.heard.insert(from, self.ticks);
         }
         let taken = self.raw.step(message);
+        self.note_election();
         self.be_patient();
         taken
+    }
+
+    /// Takes note of when this member began to lead, or that it leads no more.
+    fn note_election(&mut self) {
+        let began = self.elected.unwrap_or(self.ticks);
+        self.elected = self.is_leader().then_some(began);
     }
 
     /// Takes note that a message to `raft_id` could not be delivered.
@@ -343,6 +355,19 @@ impl Core {
         };
         let ids = members.voters.into_iter().chain(members.learners);
         ids.filter(recent).collect()
+    }
+
+    /// The members that a leader has not heard, but may yet: it was elected a moment ago, before which
+    /// they had no reason to talk to it. None of anybody else.
+    pub(super) fn unheard(&self) -> BTreeSet<u64> {
+        let is_new = |at| self.ticks - at <= REACHABLE_TICKS;
+        if !self.elected.is_some_and(is_new) {
+            return BTreeSet::new();
+        }
+        let reachable = self.reachable();
+        let members = self.members();
+        let ids = members.voters.into_iter().chain(members.learners);
+        ids.filter(|id| !reachable.contains(id)).collect()
     }
 
     /// Whether this member alone votes.

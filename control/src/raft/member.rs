@@ -221,6 +221,7 @@ impl Member {
             voters: members.voters.into_iter().collect(),
             learners: members.learners.into_iter().collect(),
             reachable: self.core.reachable(),
+            unheard: self.core.unheard(),
         }
     }
 

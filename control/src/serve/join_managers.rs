@@ -13,8 +13,9 @@ use super::{Dialer, Identity, Peer, managers};
 use crate::clock;
 use crate::store::{MemberChange, Store, Unavailable, UpdateError};
 
-/// How often a change of members is tried while another one is on its way, and the pause between: a
-/// member has its vote after a few round trips.
+/// How often a change of members is tried while another one is on its way, or while a new leader has not
+/// heard from the others, and the pause between: a member has its vote after a few round trips, and one
+/// that has not been heard for 4 s is taken for unreachable.
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -76,7 +77,8 @@ impl Managers for ManagersService {
     }
 }
 
-/// Changes the store and its members, waiting for another such change to end.
+/// Changes the store and its members, waiting for another such change to end, and for the others' first
+/// word where this manager has just begun to lead.
 pub(super) async fn reconfigure<R>(
     store: &Store,
     decide: impl Fn(
@@ -91,7 +93,10 @@ pub(super) async fn reconfigure<R>(
             decide(state, &members)
         });
         match update.await {
-            Err(UpdateError::Unavailable(Unavailable::Busy)) if tries < BUSY_TRIES => {
+            Err(
+                UpdateError::Unavailable(Unavailable::Busy)
+                | UpdateError::Refused(Refusal::NotHeardYet),
+            ) if tries < BUSY_TRIES => {
                 tries += 1;
                 sleep(BUSY_PAUSE).await;
             }

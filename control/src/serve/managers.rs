@@ -92,6 +92,10 @@ fn check_removal(node: &Node, raft_id: u64, members: &Members) -> Result<(), Ref
     let reachable = left.intersection(&members.reachable).count();
     let needed = Members::quorum(left.len());
     if reachable < needed {
+        let unheard = left.intersection(&members.unheard).count();
+        if reachable + unheard >= needed {
+            return Err(Refusal::NotHeardYet);
+        }
         return Err(Refusal::QuorumLoss {
             name,
             left: left.len(),

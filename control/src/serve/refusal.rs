@@ -194,6 +194,12 @@ pub(crate) enum Refusal {
         /// How many are needed.
         needed: usize,
     },
+    /// A leader that has just been elected knows nothing of the others.
+    #[error(
+        "the swarm's leader has changed, and the new one has not heard from the other managers yet: try \
+         again in a moment"
+    )]
+    NotHeardYet,
     /// As many as are of use.
     #[error("the swarm has {0} managers, the most there can be; demote one first")]
     TooManyManagers(usize),
@@ -352,6 +358,7 @@ impl Refusal {
             | Self::NotReady
             | Self::RaftIdTaken(_)
             | Self::NoQuorum { .. }
+            | Self::NotHeardYet
             | Self::Electing => Code::Unavailable,
         }
     }

@@ -37,6 +37,9 @@ pub(crate) struct Members {
     /// Members heard a moment ago, this manager always. Complete where this manager leads, or where
     /// nobody does; a follower hears the leader only.
     pub(crate) reachable: BTreeSet<u64>,
+    /// Those of the others that may be reachable all the same: this manager has led for a moment only,
+    /// and they have not had the time to answer it. Empty where it does not lead.
+    pub(crate) unheard: BTreeSet<u64>,
 }
 
 impl Members {

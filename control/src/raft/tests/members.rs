@@ -157,6 +157,36 @@ fn a_leader_hands_over_to_one_that_is_heard() {
     assert_eq!(lone.leader(), Some(1));
 }
 
+#[test]
+fn a_new_leader_knows_whom_it_has_not_heard_yet() {
+    let mut cluster = Cluster::new();
+    cluster.elect(1);
+    cluster.cut = vec![3];
+    cluster.tick(60);
+    // A follower hears the leader alone.
+    let followers = cluster.member(2).replica.members();
+    assert_eq!(followers.reachable, BTreeSet::from([1, 2]));
+    assert_eq!(followers.unheard, BTreeSet::new());
+    // It leads with the votes of the first two; what the third says is on its way.
+    cluster.member(1).member.hand_over();
+    cluster.settle();
+    assert_eq!(cluster.leader(), Some(2));
+    let leaders = cluster.member(2).replica.members();
+    assert_eq!(leaders.reachable, BTreeSet::from([1, 2]));
+    assert_eq!(leaders.unheard, BTreeSet::from([3]));
+    cluster.cut.clear();
+    cluster.tick(2);
+    let leaders = cluster.member(2).replica.members();
+    assert_eq!(leaders.reachable, BTreeSet::from([1, 2, 3]));
+    assert_eq!(leaders.unheard, BTreeSet::new());
+    // One that says nothing for long is taken for unreachable.
+    cluster.cut = vec![3];
+    cluster.tick(60);
+    let leaders = cluster.member(2).replica.members();
+    assert_eq!(leaders.reachable, BTreeSet::from([1, 2]));
+    assert_eq!(leaders.unheard, BTreeSet::new());
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     Ticks(usize),

@@ -39,6 +39,7 @@ fn swarm(count: u8, reachable: &[u64]) -> (State, Members) {
         voters: (1..=count.into()).collect(),
         learners: BTreeSet::new(),
         reachable: reachable.iter().copied().collect(),
+        unheard: BTreeSet::new(),
     };
     (state, members)
 }
@@ -71,6 +72,21 @@ fn a_manager_is_demoted_when_the_others_can_go_on() {
         "node h1 is the last manager of the swarm: promote another node first with `swarmctl node \
          promote`"
     );
+}
+
+#[test]
+fn a_new_leader_that_has_not_heard_the_others_yet_refuses_for_now_only() {
+    let (state, mut members) = swarm(3, &[1, 2]);
+    let demote = |members: &Members| {
+        let node = (&id(1), &id(1));
+        let decided = set_role(&state, members, "h2", Role::Worker, node, NOW);
+        decided.unwrap_err()
+    };
+    members.unheard.insert(3);
+    assert!(matches!(demote(&members), Refusal::NotHeardYet));
+    // The one that is to go does not count.
+    members.unheard = BTreeSet::from([2]);
+    assert!(matches!(demote(&members), Refusal::QuorumLoss { .. }));
 }
 
 #[test]
