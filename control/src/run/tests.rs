@@ -300,6 +300,13 @@ impl Manager {
         Ok(got.into_inner().unlock_key)
     }
 
+    async fn is_locked(&self) -> Result<bool, Status> {
+        let get = v1::GetManagerStateRequest {};
+        let mut local = LocalControlClient::new(self.local());
+        let state = local.get_manager_state(get).await?;
+        Ok(state.into_inner().locked)
+    }
+
     async fn unlock(&self, unlock_key: &str) -> Result<(), Status> {
         let unlock_key = unlock_key.to_owned();
         let unlock = v1::UnlockRequest { unlock_key };

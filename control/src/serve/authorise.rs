@@ -36,7 +36,7 @@ enum Access {
 }
 
 /// Every method there is.
-const METHODS: [(&str, Access); 33] = [
+const METHODS: [(&str, Access); 34] = [
     ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/RenewNodeCertificate", Access::Node),
@@ -71,6 +71,7 @@ const METHODS: [(&str, Access); 33] = [
         "/swarm.v1.LocalControl/IssueManagerCertificate",
         Access::Local,
     ),
+    ("/swarm.v1.LocalControl/GetManagerState", Access::Local),
     ("/swarm.v1.LocalControl/Unlock", Access::Local),
     ("/swarm.v1.LocalControl/GetLocalUnlockKey", Access::Local),
 ];

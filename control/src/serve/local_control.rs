@@ -1,4 +1,4 @@
-//! What the agent of this host asks its own manager.
+//! What is asked on this host about its own manager.
 
 use swarm_api::v1;
 use swarm_api::v1::local_control_server::LocalControl;
@@ -10,7 +10,7 @@ use crate::ca::{Authority, Subject, Term, rotation};
 use crate::clock;
 use crate::store::Store;
 
-/// Answers the agent that started this manager.
+/// Answers the agent that started this manager, and people on its host.
 #[derive(Debug)]
 pub(super) struct LocalControlService {
     pub(super) store: Store,
@@ -19,6 +19,13 @@ pub(super) struct LocalControlService {
 
 #[tonic::async_trait]
 impl LocalControl for LocalControlService {
+    async fn get_manager_state(
+        &self,
+        _: Request<v1::GetManagerStateRequest>,
+    ) -> Result<Response<v1::GetManagerStateResponse>, Status> {
+        Ok(Response::new(v1::GetManagerStateResponse { locked: false }))
+    }
+
     async fn unlock(
         &self,
         _: Request<v1::UnlockRequest>,

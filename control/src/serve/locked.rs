@@ -35,7 +35,11 @@ const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 const MAX_MESSAGE_BYTES: usize = 4 * 1024;
 
-const UNLOCK: &str = "/swarm.v1.LocalControl/Unlock";
+/// What is answered otherwise than that it is locked.
+const ANSWERED: [&str; 2] = [
+    "/swarm.v1.LocalControl/GetManagerState",
+    "/swarm.v1.LocalControl/Unlock",
+];
 
 /// Answers on `listener` until a key comes that `opens`, and gives it; none if it ended without one.
 pub(crate) async fn serve_locked(
@@ -78,6 +82,13 @@ struct Locked {
 
 #[tonic::async_trait]
 impl LocalControl for Locked {
+    async fn get_manager_state(
+        &self,
+        _: Request<v1::GetManagerStateRequest>,
+    ) -> Result<Response<v1::GetManagerStateResponse>, Status> {
+        Ok(Response::new(v1::GetManagerStateResponse { locked: true }))
+    }
+
     async fn unlock(
         &self,
         request: Request<v1::UnlockRequest>,
@@ -116,22 +127,22 @@ impl LocalControl for Locked {
     }
 }
 
-/// Lets nothing but [`UNLOCK`] through.
+/// Lets nothing but [`ANSWERED`] through.
 #[derive(Clone, Debug)]
 struct LockedLayer;
 
 impl<S> Layer<S> for LockedLayer {
-    type Service = OnlyUnlock<S>;
+    type Service = OnlyAnswered<S>;
 
-    fn layer(&self, inner: S) -> OnlyUnlock<S> {
-        OnlyUnlock(inner)
+    fn layer(&self, inner: S) -> OnlyAnswered<S> {
+        OnlyAnswered(inner)
     }
 }
 
 #[derive(Clone, Debug)]
-struct OnlyUnlock<S>(S);
+struct OnlyAnswered<S>(S);
 
-impl<S> Service<http::Request<Body>> for OnlyUnlock<S>
+impl<S> Service<http::Request<Body>> for OnlyAnswered<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -145,7 +156,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if request.uri().path() == UNLOCK {
+        if ANSWERED.contains(&request.uri().path()) {
             return Box::pin(self.0.call(request));
         }
         let response = Status::from(Refusal::Locked).into_http();

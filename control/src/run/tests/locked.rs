@@ -15,9 +15,11 @@ async fn a_locked_manager_does_nothing_until_the_right_key_comes() {
     manager.until_kept_under(Some(&key)).await;
     let refused = manager.unlock(&key).await.unwrap_err();
     assert_eq!(refused.message(), "this manager is not locked");
+    assert!(!manager.is_locked().await.unwrap());
     manager.end().await;
 
     manager.start_locked().await;
+    assert!(manager.is_locked().await.unwrap());
     let refused = manager.create("other").await.unwrap_err();
     assert!(
         refused.message().contains("`swarmctl swarm unlock`"),
