@@ -31,4 +31,35 @@ impl Timestamp {
                 .saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)),
         )
     }
+
+    /// When `wait`, which began here, is over, asked at `now`: at the latest `wait` from `now`. A beginning
+    /// that lies further ahead was written before a clock was set back; waiting for that clock could take
+    /// years, so that wait is over now.
+    #[must_use]
+    pub fn due(self, wait: Duration, now: Self) -> Self {
+        if self.since(now) > wait {
+            now
+        } else {
+            self.after(wait)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_wait_longer_than_twice() {
+        let (hour, wait) = (Duration::from_secs(3600), Duration::from_secs(5));
+        let begun = Timestamp(1_000_000_000);
+        let over = begun.after(wait);
+        assert_eq!(begun.due(wait, begun), over);
+        assert_eq!(begun.due(wait, begun.after(hour)), over);
+        let back = Timestamp(begun.0 - 3_600_000);
+        assert_eq!(begun.due(wait, back), back);
+        // Two managers' clocks are never quite the same.
+        let behind = Timestamp(begun.0 - 4_000);
+        assert_eq!(begun.due(wait, behind), over);
+    }
 }

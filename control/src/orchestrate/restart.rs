@@ -43,7 +43,7 @@ pub(super) fn restart(slot: &Slot<'_>, fallen: &Task, now: Timestamp) -> Restart
             return Restart::Never;
         }
     }
-    Restart::At(fallen.status.since.after(policy.delay).max(now))
+    Restart::At(fallen.status.since.due(policy.delay, now).max(now))
 }
 
 fn ended_by_itself(task: &Task) -> bool {

@@ -82,7 +82,7 @@ fn next_desired(
         DesiredState::Running if goal == Goal::Keep => DesiredState::Running,
         DesiredState::Running if serving => DesiredState::Draining,
         DesiredState::Draining if serving && !drained.contains(&task.id) => {
-            let deadline = task.desired_since.after(DRAIN_DEADLINE);
+            let deadline = task.desired_since.due(DRAIN_DEADLINE, batch.now());
             if batch.now() >= deadline {
                 last
             } else {

@@ -140,7 +140,8 @@ impl<'a> Reconcile<'a> {
 
     /// A slot without a wanted task gets one as soon as the last one has ended.
     fn vacant(&self, slot: &Slot<'_>, batch: &mut Batch) -> Option<Timestamp> {
-        let wait_until = slot.going.iter().map(|task| stop_deadline(task)).max();
+        let deadline = |task: &&Arc<Task>| stop_deadline(task, batch.now());
+        let wait_until = slot.going.iter().map(deadline).max();
         match wait_until {
             Some(deadline) if batch.now() < deadline => {
                 batch.wake_at(deadline);
@@ -230,7 +231,9 @@ impl<'a> Reconcile<'a> {
                 },
                 |slot| self.progress(slot),
             );
-            let settles = slots.get(number).and_then(|slot| self.settles_at(slot));
+            let settles = slots
+                .get(number)
+                .and_then(|slot| self.settles_at(slot, batch.now()));
             match progress {
                 Progress::UnderWay { another_serves } => {
                     under_way += 1;
@@ -298,12 +301,12 @@ impl<'a> Reconcile<'a> {
     }
 
     /// When the update's delay is over for a slot that runs the current template.
-    fn settles_at(&self, slot: &Slot<'_>) -> Option<Timestamp> {
+    fn settles_at(&self, slot: &Slot<'_>, now: Timestamp) -> Option<Timestamp> {
         let delay = self.service.spec.update.delay;
         slot.live
             .iter()
             .filter(|task| self.fit(task) == Fit::Current && is_running(task))
-            .map(|task| task.status.since.after(delay))
+            .map(|task| task.status.since.due(delay, now))
             .max()
     }
 
@@ -358,12 +361,12 @@ fn best<'t>(tasks: &[&'t Arc<Task>]) -> Option<&'t Arc<Task>> {
     running.or(tasks.last()).copied()
 }
 
-fn stop_deadline(task: &Task) -> Timestamp {
+fn stop_deadline(task: &Task, now: Timestamp) -> Timestamp {
     let grace = task
         .spec
         .container
         .stop_grace_period
         .unwrap_or(ContainerSpec::DEFAULT_STOP_GRACE_PERIOD);
-    task.desired_since
-        .after(super::retire::DRAIN_DEADLINE + grace + STOP_DEADLINE)
+    let wait = super::retire::DRAIN_DEADLINE + grace + STOP_DEADLINE;
+    task.desired_since.due(wait, now)
 }

@@ -147,11 +147,12 @@ pub(crate) fn pass(state: &State, batch: &mut Batch) {
         })
         .collect();
     waiting.retain(|task| {
-        let due = task.not_before <= now;
-        if !due {
-            batch.wake_at(task.not_before);
+        let created = task.meta.created_at;
+        let due = created.due(task.not_before.since(created), now);
+        if due > now {
+            batch.wake_at(due);
         }
-        due
+        due <= now
     });
     if waiting.is_empty() {
         return;

@@ -97,6 +97,51 @@ fn a_failed_task_is_followed_by_another_after_the_delay() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_or_ahead_by_hours_holds_nothing_up() {
+    let mut swarm = Scenario::with_nodes(&["h1", "h2"]);
+    swarm.now = swarm.now.after(Duration::from_secs(24 * 3600));
+    let hours = Duration::from_secs(5 * 3600);
+    let web = swarm.add_service("web", 2, |spec| {
+        published(spec);
+        spec.update.delay = Duration::from_secs(5);
+    });
+    swarm.run();
+    let short = |swarm: &mut Scenario| {
+        for _ in 0..60 {
+            swarm.advance(Duration::from_secs(1));
+            swarm.run();
+        }
+    };
+    for back in [true, false] {
+        // Both a task that fell, and one that waits to be started, and a rolling update.
+        let failed = swarm.wanted(&web, 1);
+        swarm.report(&failed.id, TaskState::Failed);
+        swarm.settle();
+        let second = swarm.wanted(&web, 2);
+        swarm.report(&second.id, TaskState::Failed);
+        let jump = |swarm: &mut Scenario| {
+            swarm.now = if back {
+                swarm_model::Timestamp(swarm.now.0 - hours.as_millis() as u64)
+            } else {
+                swarm.now.after(hours)
+            };
+        };
+        jump(&mut swarm);
+        short(&mut swarm);
+        assert_eq!(slots(&swarm.running(&web)), [1, 2], "{}", swarm.show(&web));
+        swarm.set_image(&web, if back { "web:2" } else { "web:3" });
+        swarm.settle();
+        jump(&mut swarm);
+        short(&mut swarm);
+        let running = swarm.running(&web);
+        assert_eq!(slots(&running), [1, 2], "{}", swarm.show(&web));
+        let image = &swarm.service(&web).spec.task.container.image;
+        let all = running.iter().all(|it| it.spec.container.image == *image);
+        assert!(all, "{}", swarm.show(&web));
+    }
+}
+
+#[test]
 fn the_condition_says_which_ends_are_followed() {
     use RestartCondition::{Any, None, OnFailure};
     for (condition, end, restarts) in [
