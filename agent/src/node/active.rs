@@ -48,6 +48,8 @@ pub(super) struct Active {
     membership: watch::Receiver<Membership>,
     report: watch::Receiver<Report>,
     problems: watch::Receiver<Vec<NodeProblem>>,
+    /// What keeps the manager on this node from running.
+    control_failure: watch::Receiver<Option<String>>,
     assigned: watch::Receiver<Arc<Assigned>>,
     network: Arc<Reconciler>,
     found: watch::Receiver<Found>,
@@ -161,6 +163,10 @@ impl Active {
             now: Arc::default(),
             roots: session.roots.subscribe(),
         };
+        let failure = watch::Sender::new(None);
+        let control_failure = failure.subscribe();
+        let control =
+            control.map(|(process, running)| Supervised::new(process, running, &stop, &failure));
         let keeper = RoleKeeper {
             config: config.clone(),
             state: state.clone(),
@@ -168,7 +174,8 @@ impl Active {
             report: report.subscribe(),
             renew: renewer.now.clone(),
             connector: connector.subscribe(),
-            control: control.map(|(process, running)| Supervised::new(process, running, &stop)),
+            control,
+            failure,
             stop: stop.clone(),
         };
         let membership = keeper.membership.subscribe();
@@ -185,6 +192,7 @@ impl Active {
             membership,
             report: report.subscribe(),
             problems: problems.subscribe(),
+            control_failure,
             assigned: told,
             network,
             found: found.subscribe(),
@@ -248,16 +256,13 @@ impl Active {
     pub(super) fn status(&self) -> v1::GetStatusResponse {
         let report = self.report.borrow();
         let membership = self.membership.borrow();
-        let error = if report.error.is_empty() {
+        let mut texts: Vec<_> = self.control_failure.borrow().iter().cloned().collect();
+        if report.error.is_empty() {
             let problems = self.problems.borrow();
-            let texts: Vec<_> = problems
-                .iter()
-                .map(|problem| problem.text.as_str())
-                .collect();
-            texts.join("; ")
+            texts.extend(problems.iter().map(|problem| problem.text.clone()));
         } else {
-            report.error.clone()
-        };
+            texts.push(report.error.clone());
+        }
         v1::GetStatusResponse {
             state: "active".to_owned(),
             node_id: membership.node_id.to_string(),
@@ -268,7 +273,7 @@ impl Active {
             },
             managers: report.managers.clone(),
             connected: report.connected,
-            error,
+            error: texts.join("; "),
         }
     }
 

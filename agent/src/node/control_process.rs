@@ -16,6 +16,7 @@ use nix::unistd::{Gid, Uid, User};
 use swarm_model::NodeId;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -272,18 +273,34 @@ impl ControlProcess {
         Ok(())
     }
 
-    /// Keeps `running` up until `stop`, then ends it.
-    pub(super) async fn supervise(self, mut running: Running, stop: CancellationToken) {
+    /// Keeps `running` up until `stop`, then ends it. `failure` has why it ended last, until the next one
+    /// has lived for long enough.
+    pub(super) async fn supervise(
+        self,
+        mut running: Running,
+        stop: CancellationToken,
+        failure: watch::Sender<Option<String>>,
+    ) {
         let mut pause = RESTART_INTERVAL_MIN;
         loop {
-            let started = tokio::time::Instant::now();
-            tokio::select! {
+            let end = tokio::select! {
                 () = stop.cancelled() => return running.stop().await,
-                end = running.ended() => tracing::error!(error = %end, "swarm-control ended; starting it again"),
-            }
-            if started.elapsed() > RESTART_INTERVAL_MAX {
-                pause = RESTART_INTERVAL_MIN;
-            }
+                end = running.ended() => Some(end),
+                () = tokio::time::sleep(RESTART_INTERVAL_MAX) => None,
+            };
+            let end = match end {
+                Some(end) => end,
+                None => {
+                    failure.send_replace(None);
+                    pause = RESTART_INTERVAL_MIN;
+                    tokio::select! {
+                        () = stop.cancelled() => return running.stop().await,
+                        end = running.ended() => end,
+                    }
+                }
+            };
+            tracing::error!(error = %end, "swarm-control ended; starting it again");
+            failure.send_replace(Some(end.to_string()));
             running = loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -292,7 +309,10 @@ impl ControlProcess {
                 pause = (pause * 2).min(RESTART_INTERVAL_MAX);
                 match self.spawn(&Beginning::Usual) {
                     Ok(running) => break running,
-                    Err(error) => tracing::error!(%error, "cannot start swarm-control"),
+                    Err(error) => {
+                        tracing::error!(%error, "cannot start swarm-control");
+                        failure.send_replace(Some(crate::error_text(&error)));
+                    }
                 }
             };
         }

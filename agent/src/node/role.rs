@@ -47,14 +47,26 @@ enum RoleError {
 pub(super) struct Supervised {
     stop: CancellationToken,
     task: JoinHandle<()>,
+    failure: watch::Sender<Option<String>>,
 }
 
 impl Supervised {
-    /// Keeps `running` up until `stop`, or until it is ended.
-    pub(super) fn new(process: ControlProcess, running: Running, stop: &CancellationToken) -> Self {
+    /// Keeps `running` up until `stop`, or until it is ended. Meanwhile `failure` has what keeps it from
+    /// running.
+    pub(super) fn new(
+        process: ControlProcess,
+        running: Running,
+        stop: &CancellationToken,
+        failure: &watch::Sender<Option<String>>,
+    ) -> Self {
         let stop = stop.child_token();
-        let task = tokio::spawn(process.supervise(running, stop.clone()));
-        Self { stop, task }
+        let failure = failure.clone();
+        let task = tokio::spawn(process.supervise(running, stop.clone(), failure.clone()));
+        Self {
+            stop,
+            task,
+            failure,
+        }
     }
 
     /// Ends it, and waits for that.
@@ -62,6 +74,7 @@ impl Supervised {
         self.stop.cancel();
         // It ends however the process does.
         let _ = self.task.await;
+        self.failure.send_replace(None);
     }
 }
 
@@ -76,6 +89,8 @@ pub(super) struct RoleKeeper {
     /// Changes when there is one.
     pub(super) connector: watch::Receiver<Connector>,
     pub(super) control: Option<Supervised>,
+    /// What keeps it from running.
+    pub(super) failure: watch::Sender<Option<String>>,
     pub(super) stop: CancellationToken,
 }
 
@@ -158,7 +173,8 @@ impl RoleKeeper {
                         process.give_certificate(&credentials)?;
                     }
                     let running = process.spawn(&Beginning::Usual)?;
-                    self.control = Some(Supervised::new(process, running, &self.stop));
+                    let (stop, failure) = (&self.stop, &self.failure);
+                    self.control = Some(Supervised::new(process, running, stop, failure));
                 }
                 self.keep(membership)
             }
