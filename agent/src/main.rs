@@ -13,6 +13,7 @@
 //!   manager answers.
 //! * A host that is in no swarm runs nothing of it.
 
+mod bench;
 mod config;
 mod dns;
 mod ebpf;
@@ -24,6 +25,7 @@ mod node;
 mod runtime;
 mod selftest;
 mod session;
+mod shared_map;
 mod worker;
 
 use std::process::ExitCode;
@@ -37,6 +39,7 @@ use tracing_subscriber::EnvFilter;
 
 use config::Config;
 pub(crate) use error_text::error_text;
+pub(crate) use shared_map::SharedMap;
 
 /// What is logged unless `SWARM_LOG` says otherwise. The DNS codec warns of what it reads, and what it
 /// reads is whatever a container sends.
@@ -57,6 +60,9 @@ enum Command {
     /// Loads, attaches and removes the mesh's eBPF programs by hand.
     #[command(hide = true)]
     Ebpf(ebpf::command::EbpfArgs),
+    /// Measures what many services cost on one node.
+    #[command(hide = true)]
+    BenchServices(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +77,7 @@ fn main() -> ExitCode {
         .init();
     let result = match arguments.command {
         Some(Command::Ebpf(arguments)) => ebpf::command::run(&arguments),
+        Some(Command::BenchServices(arguments)) => bench::run(&arguments),
         None => run(arguments.config),
     };
     match result {

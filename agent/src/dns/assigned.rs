@@ -6,6 +6,7 @@ use std::sync::Arc;
 use swarm_model::{EndpointMode, Network, NetworkId, ServiceId, Task};
 
 use super::records::{Asker, Mode, Records, ServiceRecord, Subnets, Zone};
+use crate::SharedMap;
 use crate::session::{Assigned, Balanced, NetworkEndpoint};
 
 impl Asker {
@@ -53,15 +54,20 @@ fn subnets(network: &Network) -> Subnets {
 
 fn zone(id: &NetworkId, network: &Network, assigned: &Assigned) -> Zone {
     let mut zone = Zone::new(&network.spec.name, subnets(network), network.spec.internal);
-    let nothing = BTreeMap::new();
+    let nothing = SharedMap::new();
     let mut of_service: BTreeMap<&ServiceId, Vec<&NetworkEndpoint>> = BTreeMap::new();
-    for (task, endpoint) in assigned.network_endpoints.get(id).unwrap_or(&nothing) {
+    for (task, endpoint) in assigned
+        .network_endpoints
+        .get(id)
+        .unwrap_or(&nothing)
+        .iter()
+    {
         zone.add_task(&endpoint.task_name, task.short(), endpoint.address);
         let tasks = of_service.entry(&endpoint.service_id).or_default();
         tasks.push(endpoint);
     }
-    let nothing = BTreeMap::new();
-    for (id, service) in assigned.network_services.get(id).unwrap_or(&nothing) {
+    let nothing = SharedMap::new();
+    for (id, service) in assigned.network_services.get(id).unwrap_or(&nothing).iter() {
         let tasks = of_service.remove(id).unwrap_or_default();
         // An alias that an update takes away stays until the last task that was started with it.
         let aliases: BTreeSet<&String> = tasks

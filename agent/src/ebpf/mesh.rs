@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader};
@@ -17,7 +17,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use swarm_ebpf_common::Endpoint;
 use swarm_ebpf_common::{Address, Mac, map};
 
-use super::reconcile::{Changed, reconcile, reconcile_trie};
+use super::reconcile::{Changed, change, reconcile, reconcile_trie};
 use super::sockets::{self, SocketMaps};
 use super::{
     Attached, Config, Counter, FlowKey, FlowValue, Program, PublishedKey, PublishedValue,
@@ -255,6 +255,42 @@ impl Mesh {
         })
     }
 
+    /// Publishes some ports, and others no more, without a look at the rest. The counters of a service
+    /// that has none left stay until [`set_published`](Self::set_published).
+    pub(crate) fn change_published(
+        &mut self,
+        put: &BTreeMap<PublishedKey, PublishedValue>,
+        remove: &BTreeSet<PublishedKey>,
+    ) -> Result<(), MeshError> {
+        change(&mut self.published, put, remove).map_err(|source| MeshError::UseMap {
+            map: map::PUBLISHED,
+            source,
+        })
+    }
+
+    /// Lets some clients use ports published with source ranges, and others no more; likewise.
+    pub(crate) fn change_sources(
+        &mut self,
+        put: &BTreeSet<(u32, SourceKey)>,
+        remove: &BTreeSet<(u32, SourceKey)>,
+    ) -> Result<(), MeshError> {
+        let used = |source| MeshError::UseMap {
+            map: map::SOURCES,
+            source,
+        };
+        for (bits, key) in remove {
+            match self.sources.remove(&Key::new(*bits, *key)) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(used(error)),
+            }
+        }
+        for (bits, key) in put {
+            let written = self.sources.insert(&Key::new(*bits, *key), 1, 0);
+            written.map_err(used)?;
+        }
+        Ok(())
+    }
+
     fn forget_services(
         &mut self,
         published: &BTreeMap<PublishedKey, PublishedValue>,
@@ -329,6 +365,18 @@ impl Mesh {
         desired: &BTreeMap<PublishedKey, u32>,
     ) -> Result<Changed, MeshError> {
         reconcile(&mut self.targets, desired).map_err(|source| MeshError::UseMap {
+            map: map::TARGETS,
+            source,
+        })
+    }
+
+    /// Opens some targets, and closes others, without a look at the rest.
+    pub(crate) fn change_targets(
+        &mut self,
+        put: &BTreeMap<PublishedKey, u32>,
+        remove: &BTreeSet<PublishedKey>,
+    ) -> Result<(), MeshError> {
+        change(&mut self.targets, put, remove).map_err(|source| MeshError::UseMap {
             map: map::TARGETS,
             source,
         })

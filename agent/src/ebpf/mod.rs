@@ -13,6 +13,7 @@
 //! (one mechanism for every kernel from 6.1, visible to `tc filter show`), cleaning up behind an
 //! agent that has left the swarm beyond [`Mesh::remove_pins`].
 
+mod batch;
 mod bench;
 mod bpffs;
 mod cgroup;
@@ -35,7 +36,7 @@ pub(crate) use cookie::netns_cookie;
 pub(crate) use mesh::{MapContents, Mesh, MeshError};
 pub(crate) use program::{Direction, Program};
 pub(crate) use reconcile::Changed;
-pub(crate) use sockets::{SocketError, SocketLinks, SocketProgram, SocketTables};
+pub(crate) use sockets::{SocketChange, SocketError, SocketLinks, SocketProgram, SocketTables};
 pub(crate) use swarm_ebpf_common::{
     Config, Counter, FlowKey, FlowValue, Mac, Protocol, PublishedKey, PublishedValue, ServiceStats,
     SocketScope, SocketService, SocketTarget, SourceKey, TaskPort, TraceEvent, TraceFilter,

@@ -1,10 +1,12 @@
 //! Bringing a hash map in the kernel to a desired content, by as few changes as possible.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
+
+use super::batch;
 
 /// How much a call changed in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +56,7 @@ pub(super) fn reconcile<K: Ord + Pod, V: PartialEq + Pod>(
     map: &mut HashMap<MapData, K, V>,
     desired: &BTreeMap<K, V>,
 ) -> Result<Changed, MapError> {
-    let observed = map.iter().collect::<Result<BTreeMap<K, V>, MapError>>()?;
+    let observed = batch::entries(map)?;
     let plan = plan(&observed, desired);
     // Removals first: they make room in a full map.
     for key in &plan.remove {
@@ -70,6 +72,25 @@ pub(super) fn reconcile<K: Ord + Pod, V: PartialEq + Pod>(
         written: plan.write.len(),
         removed: plan.remove.len(),
     })
+}
+
+/// Puts entries in and takes others out, without a look at the rest.
+pub(super) fn change<K: Ord + Pod, V: Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    put: &BTreeMap<K, V>,
+    remove: &BTreeSet<K>,
+) -> Result<(), MapError> {
+    // Removals first: they make room in a full map.
+    for key in remove {
+        match map.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for (key, value) in put {
+        map.insert(key, value, 0)?;
+    }
+    Ok(())
 }
 
 /// As [`reconcile`], of a trie: each key with the number of its bits that count.

@@ -20,8 +20,9 @@ use swarm_ebpf_common::{Address, SocketBackend, SocketScope, SocketService, Sock
 
 use super::cgroup::{self, CgroupError};
 use super::mesh::{gone, take};
-use super::reconcile::{Changed, reconcile};
-use super::{Mesh, MeshError, link, slots};
+use super::reconcile::{self, Changed, reconcile};
+use super::slots::{self, SlotPlan};
+use super::{Mesh, MeshError, batch, link};
 
 /// Why the socket programs could not be loaded or attached.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +149,19 @@ pub(crate) struct SocketTables {
     pub(crate) slots: BTreeMap<u64, BTreeSet<IpAddr>>,
 }
 
+/// A change of a part of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SocketChange<'a> {
+    /// Where services are found from now on.
+    pub(crate) services: &'a BTreeMap<SocketService, SocketTarget>,
+    /// Where none are any more.
+    pub(crate) remove_services: &'a BTreeSet<SocketService>,
+    /// The ready tasks behind these slots from now on.
+    pub(crate) slots: &'a BTreeMap<u64, BTreeSet<IpAddr>>,
+    /// Slots that no service leads to any more.
+    pub(crate) remove_slots: &'a BTreeSet<u64>,
+}
+
 /// The maps of the socket programs.
 pub(super) struct SocketMaps {
     scopes: HashMap<MapData, u64, SocketScope>,
@@ -170,17 +184,12 @@ impl SocketMaps {
     /// What they hold, whoever wrote it.
     pub(super) fn read(&self) -> Result<SocketTables, MeshError> {
         let used = |map| move |source| MeshError::UseMap { map, source };
-        let lengths: BTreeMap<u64, u32> = self
-            .slots
-            .iter()
-            .collect::<Result<_, MapError>>()
-            .map_err(used(map::SOCK_SLOT))?;
+        let lengths = batch::entries(&self.slots).map_err(used(map::SOCK_SLOT))?;
         let mut slots: BTreeMap<u64, BTreeSet<IpAddr>> = lengths
             .keys()
             .map(|slot| (*slot, BTreeSet::new()))
             .collect();
-        for entry in self.backends.iter() {
-            let (place, address) = entry.map_err(used(map::SOCK_BACKEND))?;
+        for (place, address) in batch::entries(&self.backends).map_err(used(map::SOCK_BACKEND))? {
             let (slot, index) = place.parts();
             // One behind the end is not chosen.
             if lengths.get(&slot).is_some_and(|length| index < *length) {
@@ -188,41 +197,55 @@ impl SocketMaps {
             }
         }
         Ok(SocketTables {
-            scopes: self
-                .scopes
-                .iter()
-                .collect::<Result<_, MapError>>()
-                .map_err(used(map::SOCK_SCOPE))?,
-            services: self
-                .services
-                .iter()
-                .collect::<Result<_, MapError>>()
-                .map_err(used(map::SOCK_SERVICE))?,
+            scopes: batch::entries(&self.scopes).map_err(used(map::SOCK_SCOPE))?,
+            services: batch::entries(&self.services).map_err(used(map::SOCK_SERVICE))?,
             slots,
         })
     }
 
     fn set(&mut self, desired: &SocketTables) -> Result<Changed, MeshError> {
         let used = |map| move |source| MeshError::UseMap { map, source };
-        let lengths = self.slots.iter().collect::<Result<_, _>>();
-        let places = self.backends.iter().collect::<Result<_, _>>();
-        let addresses = |backends: &BTreeSet<IpAddr>| {
-            let addresses = backends.iter().map(|address| Address::from(*address));
-            addresses.collect::<BTreeSet<_>>()
-        };
-        let plan = slots::plan(
-            &lengths.map_err(used(map::SOCK_SLOT))?,
-            &places.map_err(used(map::SOCK_BACKEND))?,
-            &desired
-                .slots
-                .iter()
-                .map(|(slot, backends)| (*slot, addresses(backends)))
-                .collect(),
-        );
-        let mut changed = Changed {
-            written: plan.place.len() + plan.resize.len(),
-            removed: plan.remove.len() + plan.clear.len(),
-        };
+        let lengths = batch::entries(&self.slots);
+        let places = batch::entries(&self.backends);
+        let lengths = lengths.map_err(used(map::SOCK_SLOT))?;
+        let places = places.map_err(used(map::SOCK_BACKEND))?;
+        let plan = slots::plan(&lengths, &places, &as_addresses(&desired.slots));
+        let mut changed = self.fill(&plan)?;
+        changed +=
+            reconcile(&mut self.services, &desired.services).map_err(used(map::SOCK_SERVICE))?;
+        self.clear(&plan)?;
+        changed += reconcile(&mut self.scopes, &desired.scopes).map_err(used(map::SOCK_SCOPE))?;
+        Ok(changed)
+    }
+
+    /// Puts some services and slots in the place of what there is, and takes others out, without a
+    /// look at the rest.
+    fn change(&mut self, change: &SocketChange<'_>) -> Result<(), MeshError> {
+        let used = |map| move |source| MeshError::UseMap { map, source };
+        let (mut lengths, mut places) = (BTreeMap::new(), BTreeMap::new());
+        for &slot in change.slots.keys().chain(change.remove_slots) {
+            let Some(length) = found(self.slots.get(&slot, 0)).map_err(used(map::SOCK_SLOT))?
+            else {
+                continue;
+            };
+            lengths.insert(slot, length);
+            for index in 0..length {
+                let place = SocketBackend::new(slot, index);
+                let address = found(self.backends.get(&place, 0));
+                let address = address.map_err(used(map::SOCK_BACKEND))?;
+                places.extend(address.map(|address| (place, address)));
+            }
+        }
+        let plan = slots::plan(&lengths, &places, &as_addresses(change.slots));
+        self.fill(&plan)?;
+        reconcile::change(&mut self.services, change.services, change.remove_services)
+            .map_err(used(map::SOCK_SERVICE))?;
+        self.clear(&plan)
+    }
+
+    /// What a plan puts in: before services lead there.
+    fn fill(&mut self, plan: &SlotPlan) -> Result<Changed, MeshError> {
+        let used = |map| move |source| MeshError::UseMap { map, source };
         for (place, address) in &plan.place {
             let written = self.backends.insert(place, address, 0);
             written.map_err(used(map::SOCK_BACKEND))?;
@@ -231,16 +254,38 @@ impl SocketMaps {
             let written = self.slots.insert(slot, length, 0);
             written.map_err(used(map::SOCK_SLOT))?;
         }
-        changed +=
-            reconcile(&mut self.services, &desired.services).map_err(used(map::SOCK_SERVICE))?;
+        Ok(Changed {
+            written: plan.place.len() + plan.resize.len(),
+            removed: plan.remove.len() + plan.clear.len(),
+        })
+    }
+
+    /// What it takes out: when no service leads there any more.
+    fn clear(&mut self, plan: &SlotPlan) -> Result<(), MeshError> {
+        let used = |map| move |source| MeshError::UseMap { map, source };
         for slot in &plan.remove {
             removed(self.slots.remove(slot)).map_err(used(map::SOCK_SLOT))?;
         }
         for place in &plan.clear {
             removed(self.backends.remove(place)).map_err(used(map::SOCK_BACKEND))?;
         }
-        changed += reconcile(&mut self.scopes, &desired.scopes).map_err(used(map::SOCK_SCOPE))?;
-        Ok(changed)
+        Ok(())
+    }
+}
+
+/// The tasks behind each slot as the map has them.
+fn as_addresses(slots: &BTreeMap<u64, BTreeSet<IpAddr>>) -> BTreeMap<u64, BTreeSet<Address>> {
+    let addresses = |tasks: &BTreeSet<IpAddr>| tasks.iter().map(|it| Address::from(*it)).collect();
+    let slots = slots.iter();
+    slots
+        .map(|(slot, tasks)| (*slot, addresses(tasks)))
+        .collect()
+}
+
+fn found<T>(outcome: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match outcome {
+        Err(MapError::KeyNotFound) => Ok(None),
+        outcome => outcome.map(Some),
     }
 }
 
@@ -285,6 +330,12 @@ impl Mesh {
     /// finds a service as it was or as it will be.
     pub(crate) fn set_sockets(&mut self, desired: &SocketTables) -> Result<Changed, MeshError> {
         self.sockets.set(desired)
+    }
+
+    /// Makes some services what they are to be, without a look at the others. As safe as
+    /// [`set_sockets`](Self::set_sockets).
+    pub(crate) fn change_sockets(&mut self, change: &SocketChange<'_>) -> Result<(), MeshError> {
+        self.sockets.change(change)
     }
 
     /// What is in the socket programs' places.

@@ -25,6 +25,7 @@ use rtnetlink::{LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, Link
 use super::model::{Mac, PortFlags, Route, Vxlan};
 use super::netlink::{NetlinkError, Socket};
 use super::netns::{Netns, NetnsError};
+use super::op::Op;
 
 /// Why a connection could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -312,17 +313,74 @@ impl Connection {
         Ok(message)
     }
 
-    /// Adds or replaces a permanent neighbour.
-    pub(super) fn set_neighbour(&mut self, name: &str, address: IpAddr, mac: Mac) -> Outcome {
-        let mut message = neighbour_message(self.index(name)?, family(address));
-        message.header.state = NeighbourState::Permanent;
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(neighbour_address(address)));
-        message
-            .attributes
-            .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
-        self.set_entry(message)
+    /// Adds or replaces entries of tables, by [`Op::SetNeighbour`], [`Op::SetTunnel`] and
+    /// [`Op::SetForward`]; other operations are none of its business and succeed. One that fails does
+    /// not stop those after it.
+    pub(super) fn set_entries(&mut self, ops: &[Op]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(ops.len());
+        let mut messages = Vec::new();
+        let mut sent = Vec::new();
+        for (position, op) in ops.iter().enumerate() {
+            let message = self.entry_message(op);
+            outcomes.push(message.map(|message| {
+                if let Some(message) = message {
+                    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+                    messages.push((RouteNetlinkMessage::NewNeighbour(message), flags));
+                    sent.push(position);
+                }
+            }));
+        }
+        match self.socket.each(messages) {
+            Ok(results) => {
+                for (position, result) in sent.into_iter().zip(results) {
+                    outcomes[position] = result;
+                }
+            }
+            Err(error) => {
+                if let Some(first) = sent.first() {
+                    outcomes[*first] = Err(error);
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// A permanent neighbour, an entry of a VXLAN device's own table, or a static one of the bridge's:
+    /// a MAC address is behind a port.
+    fn entry_message(&mut self, op: &Op) -> Result<Option<NeighbourMessage>, NetlinkError> {
+        let attribute = |message: &mut NeighbourMessage, address| {
+            let address = NeighbourAttribute::Destination(neighbour_address(address));
+            message.attributes.push(address);
+        };
+        Ok(match op {
+            Op::SetNeighbour {
+                device: (_, name),
+                address,
+                mac,
+            } => {
+                let mut message = neighbour_message(self.index(name)?, family(*address));
+                message.header.state = NeighbourState::Permanent;
+                attribute(&mut message, *address);
+                message
+                    .attributes
+                    .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+                Some(message)
+            }
+            Op::SetTunnel {
+                device: (_, name),
+                mac,
+                vtep,
+            } => {
+                let mut message = tunnel_message(self.index(name)?, *mac);
+                attribute(&mut message, *vtep);
+                Some(message)
+            }
+            Op::SetForward {
+                device: (_, name),
+                mac,
+            } => Some(forward_message(self.index(name)?, *mac)),
+            _ => None,
+        })
     }
 
     /// Deletes a neighbour.
@@ -334,37 +392,16 @@ impl Connection {
         self.delete_entry(message)
     }
 
-    /// Adds or replaces an entry of a VXLAN device's own table.
-    pub(super) fn set_tunnel(&mut self, name: &str, mac: Mac, vtep: IpAddr) -> Outcome {
-        let mut message = tunnel_message(self.index(name)?, mac);
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(neighbour_address(vtep)));
-        self.set_entry(message)
-    }
-
     /// Deletes an entry of a VXLAN device's own table.
     pub(super) fn delete_tunnel(&mut self, name: &str, mac: Mac) -> Outcome {
         let message = tunnel_message(self.index(name)?, mac);
         self.delete_entry(message)
     }
 
-    /// Adds or replaces a static entry of the bridge's table: `mac` is behind port `name`.
-    pub(super) fn set_forward(&mut self, name: &str, mac: Mac) -> Outcome {
-        let message = forward_message(self.index(name)?, mac);
-        self.set_entry(message)
-    }
-
     /// Deletes an entry of the bridge's table.
     pub(super) fn delete_forward(&mut self, name: &str, mac: Mac) -> Outcome {
         let message = forward_message(self.index(name)?, mac);
         self.delete_entry(message)
-    }
-
-    fn set_entry(&mut self, message: NeighbourMessage) -> Outcome {
-        let flags = NLM_F_CREATE | NLM_F_REPLACE;
-        self.socket
-            .request(RouteNetlinkMessage::NewNeighbour(message), flags)
     }
 
     fn delete_entry(&mut self, message: NeighbourMessage) -> Outcome {

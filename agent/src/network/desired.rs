@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnet::{IpNet, Ipv6Net};
 use swarm_model::{NetworkId, NodeId, PortConfig, ServiceId, TaskId};
 
+use crate::SharedMap;
+
 /// Everything the kernel of this node is to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Desired {
@@ -18,22 +20,22 @@ pub(crate) struct Desired {
     pub(crate) peers: BTreeMap<NodeId, Peer>,
     /// Per network of a user, every task on it, wherever it runs; as for `tasks`. What a network is
     /// like is said with each attachment: without one of a local task there is none on this node.
-    pub(crate) members: BTreeMap<NetworkId, BTreeMap<TaskId, Task>>,
+    pub(crate) members: BTreeMap<NetworkId, SharedMap<TaskId, Task>>,
     /// Every task on the network, wherever it runs. One on a node that is neither local nor among
     /// the peers cannot be reached and is left out.
-    pub(crate) tasks: BTreeMap<TaskId, Task>,
+    pub(crate) tasks: SharedMap<TaskId, Task>,
     /// Tasks of this node that need a network namespace: **every** task that may still have a
     /// container, for namespaces of other tasks are deleted. Tasks announced by
     /// [`prepare_task`](super::Reconciler::prepare_task) are added by the reconciler itself.
     pub(crate) local_tasks: BTreeMap<TaskId, LocalTask>,
     /// Services with a published port.
-    pub(crate) services: BTreeMap<ServiceId, Service>,
+    pub(crate) services: SharedMap<ServiceId, Service>,
     /// What the sockets of this node's tasks may ask for. A task that is not listed asks for what
     /// there is without us.
     pub(crate) task_sockets: BTreeMap<TaskId, TaskSockets>,
     /// Services with virtual addresses, per network of a user. A network that no task here is on
     /// needs none.
-    pub(crate) virtual_services: BTreeMap<NetworkId, BTreeMap<ServiceId, VirtualService>>,
+    pub(crate) virtual_services: BTreeMap<NetworkId, SharedMap<ServiceId, VirtualService>>,
 }
 
 /// What the sockets of a task may ask for.

@@ -80,6 +80,10 @@ impl Observed {
             | Op::SetSources(_)
             | Op::SetIsolation(_)
             | Op::SetSockets(_)
+            | Op::ChangePublished(_)
+            | Op::ChangeSources(_)
+            | Op::ChangeTargets(_)
+            | Op::ChangeSockets { .. }
             | Op::AttachSockets
             | Op::RemovePins => {
                 if let Ok(maps) = &mut self.mesh {
@@ -332,7 +336,7 @@ impl FirewallState {
 }
 
 impl MeshMaps {
-    fn apply(&mut self, op: &Op) {
+    pub(super) fn apply(&mut self, op: &Op) {
         match op {
             Op::SetMeshConfig(config) => self.config = Some(config.clone()),
             Op::SetNodeAddresses(addresses) => self.node_addresses = Some(addresses.clone()),
@@ -341,6 +345,28 @@ impl MeshMaps {
             Op::SetSources(sources) => self.sources = Some(sources.clone()),
             Op::SetIsolation(isolation) => self.isolation = Some(isolation.clone()),
             Op::SetSockets(sockets) => self.sockets = Some(sockets.clone()),
+            Op::ChangePublished(changes) => {
+                if let Some(published) = &mut self.published {
+                    changes.make(published);
+                }
+            }
+            Op::ChangeSources(changes) => {
+                if let Some(sources) = &mut self.sources {
+                    sources.retain(|source| !changes.remove.contains(source));
+                    sources.extend(changes.put.keys());
+                }
+            }
+            Op::ChangeTargets(changes) => {
+                if let Some(isolation) = &mut self.isolation {
+                    changes.make(&mut isolation.targets);
+                }
+            }
+            Op::ChangeSockets { services, slots } => {
+                if let Some(sockets) = &mut self.sockets {
+                    services.make(&mut sockets.services);
+                    slots.make(&mut sockets.slots);
+                }
+            }
             Op::AttachSockets => self.socket_programs = SocketPrograms::Current,
             Op::RemovePins => *self = Self::default(),
             _ => {}

@@ -14,6 +14,15 @@ use super::netlink::NetlinkError;
 use super::netns::write_sysctl;
 use super::op::{Op, VethEnd};
 
+/// Entries of tables that are set by one datagram: some 10 KB.
+const ENTRIES_AT_ONCE: usize = 128;
+
+/// What operations cost, as [`Op::writes`] tells it.
+pub(super) fn writes(ops: &[Op]) -> (usize, usize) {
+    let writes = ops.iter().map(Op::writes);
+    writes.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+}
+
 /// Carries out `ops` in order. One that fails does not stop those after it, except that nothing is
 /// published while what it needs is missing. Returns what failed.
 pub(super) fn execute(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
@@ -23,9 +32,15 @@ pub(super) fn execute(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
     while let Some(op) = rest.first() {
         // The IPVS table takes many changes at once.
         let batch: Vec<IpvsOp> = rest.iter().map_while(ipvs_op).collect();
-        rest = &rest[batch.len().max(1)..];
         if !batch.is_empty() {
             failures.extend(balance(kernel, &batch));
+            rest = &rest[batch.len()..];
+            continue;
+        }
+        let entries = entries_of_one_place(rest);
+        if entries.len() > 1 {
+            failures.extend(set_entries(kernel, entries));
+            rest = &rest[entries.len()..];
             continue;
         }
         // A task of this node that cannot be connected, or a network that has nothing to do with
@@ -33,8 +48,9 @@ pub(super) fn execute(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
         let sound = failures
             .iter()
             .all(|failure| matches!(failure.scope, Scope::Task(_) | Scope::Network(_)));
+        rest = &rest[1..];
         let outcome = match op {
-            Op::SetPublished(_) if !sound => Err(KernelError::PutOff),
+            Op::SetPublished(_) | Op::ChangePublished(_) if !sound => Err(KernelError::PutOff),
             // A link that forwards for our tasks must not do so for others.
             Op::SetSysctl {
                 place: Place::Host, ..
@@ -47,11 +63,7 @@ pub(super) fn execute(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
         match outcome {
             Ok(()) => tracing::debug!(%op, "done"),
             Err(source) => {
-                failures.push(Failure {
-                    action: op.to_string(),
-                    scope: scope(kernel, op),
-                    source,
-                });
+                failures.push(failure(kernel, op, source));
             }
         }
     }
@@ -62,6 +74,44 @@ fn ipvs_op(op: &Op) -> Option<IpvsOp> {
     match op {
         Op::Ipvs(op) => Some(*op),
         _ => None,
+    }
+}
+
+/// The first operations, as far as they set entries of tables in one namespace; no more than the
+/// socket takes at once.
+fn entries_of_one_place(ops: &[Op]) -> &[Op] {
+    let place = |op: &Op| match op {
+        Op::SetNeighbour { device, .. }
+        | Op::SetTunnel { device, .. }
+        | Op::SetForward { device, .. } => Some(device.0.clone()),
+        _ => None,
+    };
+    let first = ops.first().and_then(place);
+    let ops = &ops[..ops.len().min(ENTRIES_AT_ONCE)];
+    let of_first = |op: &&Op| first.is_some() && place(op) == first;
+    &ops[..ops.iter().take_while(of_first).count()]
+}
+
+/// Sets them.
+fn set_entries(kernel: &mut Kernel, ops: &[Op]) -> Vec<Failure> {
+    let Some(place) = ops.first().and_then(Op::place) else {
+        return Vec::new();
+    };
+    let outcomes = match kernel.at(place) {
+        Ok(connection) => connection.set_entries(ops),
+        Err(source) => return vec![failure(kernel, &ops[0], source)],
+    };
+    let outcomes = ops.iter().zip(outcomes);
+    outcomes
+        .filter_map(|(op, outcome)| Some(failure(kernel, op, outcome.err()?.into())))
+        .collect()
+}
+
+fn failure(kernel: &Kernel, op: &Op, source: KernelError) -> Failure {
+    Failure {
+        action: op.to_string(),
+        scope: scope(kernel, op),
+        source,
     }
 }
 
@@ -185,12 +235,11 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
         } => {
             kernel.at(place)?.delete_route(*destination, route)?;
         }
-        Op::SetNeighbour {
-            device: (place, name),
-            address,
-            mac,
-        } => {
-            kernel.at(place)?.set_neighbour(name, *address, *mac)?;
+        Op::SetNeighbour { device, .. }
+        | Op::SetTunnel { device, .. }
+        | Op::SetForward { device, .. } => {
+            let outcomes = kernel.at(&device.0)?.set_entries(std::slice::from_ref(op));
+            outcomes.into_iter().collect::<Result<(), _>>()?;
         }
         Op::DeleteNeighbour {
             device: (place, name),
@@ -198,24 +247,11 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
         } => {
             kernel.at(place)?.delete_neighbour(name, *address)?;
         }
-        Op::SetTunnel {
-            device: (place, name),
-            mac,
-            vtep,
-        } => {
-            kernel.at(place)?.set_tunnel(name, *mac, *vtep)?;
-        }
         Op::DeleteTunnel {
             device: (place, name),
             mac,
         } => {
             kernel.at(place)?.delete_tunnel(name, *mac)?;
-        }
-        Op::SetForward {
-            device: (place, name),
-            mac,
-        } => {
-            kernel.at(place)?.set_forward(name, *mac)?;
         }
         Op::DeleteForward {
             device: (place, name),
@@ -265,6 +301,12 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
             // A namespace that could not be made is missing, and that is its own failure.
             let cookies = kernel.cookies();
             kernel.mesh()?.set_sockets(sockets, &cookies)?;
+        }
+        Op::ChangePublished(changes) => kernel.mesh()?.change_published(changes)?,
+        Op::ChangeSources(changes) => kernel.mesh()?.change_sources(changes)?,
+        Op::ChangeTargets(changes) => kernel.mesh()?.change_targets(changes)?,
+        Op::ChangeSockets { services, slots } => {
+            kernel.mesh()?.change_sockets(services, slots)?;
         }
         Op::AttachSockets => kernel.mesh()?.attach_sockets()?,
         Op::RemovePins => kernel.mesh.remove_pins()?,

@@ -71,6 +71,7 @@ mod tests {
 
     use super::super::desired::{Backend, BackendState, IngressNetwork, LocalNode, Service};
     use super::*;
+    use crate::SharedMap;
 
     #[test]
     fn a_target_published_with_snat_says_so() {
@@ -104,9 +105,9 @@ mod tests {
             },
             peers: BTreeMap::new(),
             members: BTreeMap::new(),
-            tasks: BTreeMap::new(),
+            tasks: SharedMap::new(),
             local_tasks: BTreeMap::new(),
-            services: BTreeMap::from([
+            services: SharedMap::from([
                 (id('s', 1).parse().unwrap(), service(1, first, true)),
                 (id('s', 2).parse().unwrap(), service(2, second, false)),
             ]),

@@ -48,6 +48,9 @@ pub(crate) enum KernelError {
     /// An operation on programs that could not be loaded.
     #[error("the mesh's eBPF programs are not loaded")]
     NoMesh,
+    /// Looking was ended for something more urgent.
+    #[error("interrupted")]
+    Interrupted,
     /// Something before it has failed, and it would be no good without.
     #[error("put off, because other operations failed")]
     PutOff,

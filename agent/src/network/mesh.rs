@@ -11,7 +11,8 @@ use swarm_model::Protocol;
 
 use crate::ebpf::{
     self, Changed, Config, Counter, MapContents, Mesh, MeshError, PublishedKey, PublishedValue,
-    ServiceStats, SocketError, SocketLinks, SocketTables, SourceKey, TaskPort, published_flag,
+    ServiceStats, SocketChange, SocketError, SocketLinks, SocketService, SocketTables,
+    SocketTarget, SourceKey, TaskPort, published_flag,
 };
 use crate::error_text::error_text;
 
@@ -20,6 +21,7 @@ use super::model::{
     Attached, Mac, MeshConfig, MeshMaps, Place, Program, Published, PublishedAs, SocketPrograms,
     Source,
 };
+use super::op::Changes;
 use super::sockets::Sockets;
 
 /// The loaded programs and what was last written into their maps.
@@ -315,6 +317,65 @@ impl LoadedMesh {
         Ok(())
     }
 
+    /// Publishes some ports, and others no more. Only after [`set_published`](Self::set_published),
+    /// as with those that follow.
+    pub(super) fn change_published(
+        &mut self,
+        changes: &Changes<Published, PublishedAs>,
+    ) -> Result<(), MeshError> {
+        let remove = changes.remove.iter().map(key).collect();
+        self.mesh
+            .change_published(&entries(&changes.put), &remove)?;
+        noted(&mut self.written.published, changes);
+        Ok(())
+    }
+
+    /// Lets some clients use restricted ports, and others no more.
+    pub(super) fn change_sources(
+        &mut self,
+        changes: &Changes<Source, ()>,
+    ) -> Result<(), MeshError> {
+        let put = changes.put.keys().copied().collect();
+        self.mesh
+            .change_sources(&source_keys(&put), &source_keys(&changes.remove))?;
+        if let Some(sources) = &mut self.written.sources {
+            sources.retain(|source| !changes.remove.contains(source));
+            sources.extend(put);
+        }
+        Ok(())
+    }
+
+    /// Opens some targets of tasks, and closes others.
+    pub(super) fn change_targets(
+        &mut self,
+        changes: &Changes<PublishedKey, u32>,
+    ) -> Result<(), MeshError> {
+        self.mesh.change_targets(&changes.put, &changes.remove)?;
+        if let Some((_, targets)) = &mut self.written.isolation {
+            changes.make(targets);
+        }
+        Ok(())
+    }
+
+    /// Balances sockets to some services otherwise, and to others no more.
+    pub(super) fn change_sockets(
+        &mut self,
+        services: &Changes<SocketService, SocketTarget>,
+        slots: &Changes<u64, BTreeSet<IpAddr>>,
+    ) -> Result<(), MeshError> {
+        self.mesh.change_sockets(&SocketChange {
+            services: &services.put,
+            remove_services: &services.remove,
+            slots: &slots.put,
+            remove_slots: &slots.remove,
+        })?;
+        if let Some(tables) = &mut self.written.sockets {
+            services.make(&mut tables.services);
+            slots.make(&mut tables.slots);
+        }
+        Ok(())
+    }
+
     /// Attaches a program to a link of the calling thread's namespace.
     pub(super) fn attach(&self, program: Program, ifindex: u32) -> Result<(), MeshError> {
         self.mesh.attach(loaded_program(program), ifindex).map(drop)
@@ -334,6 +395,16 @@ impl LoadedMesh {
                 false => Attached::Outdated,
             }),
         )
+    }
+}
+
+/// Notes what was written.
+fn noted<K: Ord + Clone, V: Clone + PartialEq>(
+    written: &mut Option<BTreeMap<K, V>>,
+    changes: &Changes<K, V>,
+) {
+    if let Some(written) = written {
+        changes.make(written);
     }
 }
 
@@ -394,9 +465,13 @@ fn protocol(protocol: Protocol) -> ebpf::Protocol {
     }
 }
 
+fn key(entry: &Published) -> PublishedKey {
+    PublishedKey::new(entry.address, entry.port, protocol(entry.protocol))
+}
+
 fn entries(published: &BTreeMap<Published, PublishedAs>) -> BTreeMap<PublishedKey, PublishedValue> {
     let entry = |(entry, published): (&Published, &PublishedAs)| {
-        let key = PublishedKey::new(entry.address, entry.port, protocol(entry.protocol));
+        let key = key(entry);
         let flags = if published.restricted {
             published_flag::SOURCES
         } else {

@@ -11,6 +11,7 @@
 //!   on it and [`effect`] what they do to it. [`wanted`] turns what is desired into a kernel
 //!   ([`balance`] what of it is about published ports),
 //!   [`plan`] finds the operations between two kernels. All of that is pure.
+//! * [`increment`] does the same between two desired states, where services and tasks alone differ.
 //! * [`check`] tells the operations of a plan as what differs, for a person; carries out nothing.
 //! * [`stats`] says of which service and task the kernel's counters are.
 //! * [`observe`] reads the kernel, [`execute`] carries operations out, both through the sockets in
@@ -40,6 +41,7 @@ mod desired;
 mod effect;
 mod execute;
 mod firewall;
+mod increment;
 mod isolation;
 mod kernel;
 mod listeners;
@@ -73,6 +75,6 @@ pub(crate) use desired::{
 pub(crate) use netns::NetnsDir;
 pub(crate) use netns::{Netns, NetnsError};
 pub(crate) use probe::{Outcome, probe};
-pub(crate) use reconcile::{Applied, NetworkConfig, NetworkError, Reconciler};
+pub(crate) use reconcile::{Applied, NetworkConfig, NetworkError, Passes, Reconciler};
 pub(crate) use stats::{NodeStats, ServiceTally, TaskTally};
 pub(crate) use task_netns::{task_connections, task_listens, task_netns};

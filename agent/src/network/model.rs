@@ -421,6 +421,39 @@ pub(super) struct Observed {
 }
 
 impl Observed {
+    /// This without the tables that grow with the swarm: what there is to know for planning what
+    /// changes in those.
+    pub(super) fn context(&self) -> Self {
+        let namespaces = self.namespaces.iter().map(|(place, namespace)| {
+            let namespace = Namespace {
+                links: namespace.links.clone(),
+                addresses: namespace.addresses.clone(),
+                routes: namespace.routes.clone(),
+                sysctls: namespace.sysctls.clone(),
+                ..Namespace::default()
+            };
+            (place.clone(), namespace)
+        });
+        Self {
+            namespaces: namespaces.collect(),
+            ipvs: self
+                .ipvs
+                .as_ref()
+                .map(|_| IpvsTable::new())
+                .map_err(Clone::clone),
+            ipvs_timeouts: self.ipvs_timeouts,
+            mesh: self
+                .mesh
+                .as_ref()
+                .map(|_| MeshMaps::default())
+                .map_err(Clone::clone),
+            default_uplink: self.default_uplink.clone(),
+            listeners: BTreeSet::new(),
+            firewall: self.firewall.clone(),
+            ipv6: self.ipv6,
+        }
+    }
+
     /// A link, where there is one.
     pub(super) fn link(&self, (place, name): &Device) -> Option<&Link> {
         self.namespaces.get(place)?.links.get(name)

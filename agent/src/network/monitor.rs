@@ -77,14 +77,20 @@ impl Monitor {
         let mut buffer = Vec::with_capacity(BUFFER_BYTES);
         let received = poll_fn(|context| self.socket.poll_recv(context, &mut buffer)).await;
         lost_is_news(received)?;
-        for _ in 0..MAX_DRAINED {
+        self.drain().map(drop)
+    }
+
+    /// Takes out the notifications there are, and says whether there were any.
+    pub(super) fn drain(&mut self) -> io::Result<bool> {
+        let mut buffer = Vec::with_capacity(BUFFER_BYTES);
+        for taken in 0..MAX_DRAINED {
             buffer.clear();
             match self.socket.socket_ref().recv(&mut buffer, 0) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(taken > 0),
                 received => lost_is_news(received.map(drop))?,
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

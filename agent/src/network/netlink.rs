@@ -207,6 +207,42 @@ where
         outcome
     }
 
+    /// Carries out requests one after the other, each with its flags beside `NLM_F_REQUEST`, of which
+    /// one that fails does not stop those after it: one datagram there, one back where all succeed.
+    pub(crate) fn each(
+        &mut self,
+        messages: Vec<(M, u16)>,
+    ) -> Result<Vec<Result<(), NetlinkError>>, NetlinkError> {
+        let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+        let Some(last) = count.checked_sub(1) else {
+            return Ok(Vec::new());
+        };
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::new();
+        for (position, (message, flags)) in (0..).zip(messages) {
+            let ack = if position == last { NLM_F_ACK } else { 0 };
+            bytes.extend(self.frame(message, NLM_F_REQUEST | flags | ack));
+        }
+        self.socket
+            .send(&bytes, 0)
+            .map_err(NetlinkError::Exchange)?;
+        let mut outcomes: Vec<_> = (0..count).map(|_| Ok(())).collect();
+        self.receive(first, count, |position, _, payload| {
+            let NetlinkPayload::Error(error) = payload else {
+                return ControlFlow::Continue(());
+            };
+            if let Some(outcome) = outcomes.get_mut(position as usize) {
+                *outcome = refusal(&error);
+            }
+            if position == last {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        Ok(outcomes)
+    }
+
     /// A request with the next sequence number, as bytes.
     fn frame(&mut self, message: M, flags: u16) -> Vec<u8> {
         self.sequence = self.sequence.wrapping_add(1);

@@ -50,12 +50,21 @@ pub(in crate::network) enum Look {
     Only,
 }
 
+/// Whether to stop looking, because there is something more urgent to do.
+pub(in crate::network) type Interrupt<'a> = &'a dyn Fn() -> bool;
+
 /// Reads everything. What could not be read in the namespace of a task or of a user's network is
-/// returned beside it, with that namespace taken as missing; anything else that cannot be read is an error.
+/// returned beside it, with that namespace taken as missing; anything else that cannot be read is an error, and so is being interrupted
+/// ([`KernelError::Interrupted`]).
 pub(super) fn observe(
     kernel: &mut Kernel,
     look: Look,
+    interrupt: Interrupt<'_>,
 ) -> Result<(Observed, Vec<Failure>), KernelError> {
+    let go_on = || match interrupt() {
+        true => Err(KernelError::Interrupted),
+        false => Ok(()),
+    };
     let mut failures = kernel.connect(look)?;
     let families = families(kernel.ipv6()?);
     let Kernel { open, mesh, .. } = kernel;
@@ -66,6 +75,7 @@ pub(super) fn observe(
     };
     let mut seen = BTreeMap::new();
     for (place, connection) in open.iter_mut() {
+        go_on()?;
         match read(place, connection, families, mesh.as_deref().ok()) {
             Ok(content) => {
                 seen.insert(place.clone(), content);
@@ -77,6 +87,7 @@ pub(super) fn observe(
         }
     }
     links::pair_veths(&mut seen, open)?;
+    go_on()?;
 
     let link_name = |index: u32| open.get(&Place::Host)?.name_of(index);
     let port_name = |index: u32| open.get(&Place::Ingress)?.name_of(index);
@@ -89,7 +100,7 @@ pub(super) fn observe(
         }),
         Err(reason) => Err(reason.clone()),
     };
-    let ipvs = ipvs_table(kernel)?;
+    let ipvs = ipvs_table(kernel, &go_on)?;
     let ipvs_timeouts = match &ipvs {
         Ok(_) => ipvs_timeouts(kernel)?,
         Err(_) => None,
@@ -147,7 +158,10 @@ fn ipvs_timeouts(kernel: &mut Kernel) -> Result<Option<Timeouts>, KernelError> {
     }
 }
 
-fn ipvs_table(kernel: &mut Kernel) -> Result<Result<IpvsTable, String>, KernelError> {
+fn ipvs_table(
+    kernel: &mut Kernel,
+    go_on: &dyn Fn() -> Result<(), KernelError>,
+) -> Result<Result<IpvsTable, String>, KernelError> {
     let ipvs = match kernel.ipvs() {
         Ok(Some(ipvs)) => ipvs,
         Ok(None) => return Ok(Ok(IpvsTable::new())),
@@ -158,6 +172,7 @@ fn ipvs_table(kernel: &mut Kernel) -> Result<Result<IpvsTable, String>, KernelEr
     };
     let mut table = IpvsTable::new();
     for entry in ipvs.services()? {
+        go_on()?;
         let key = entry.service.key;
         let destinations = ipvs.destinations(&key)?;
         // The kernel puts each new one at the head of its list (`__ip_vs_update_dest`), and dumps

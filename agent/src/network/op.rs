@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use swarm_ipvs::Op as IpvsOp;
 use swarm_model::TaskId;
 
+use crate::ebpf::{PublishedKey, SocketService, SocketTarget};
+
 use super::isolation::Isolation;
 use super::model::{
     Device, Firewall, Mac, MeshConfig, NetworkName, Place, PortFlags, Program, Published,
@@ -23,6 +25,44 @@ pub(super) struct VethEnd {
     pub(super) device: Device,
     /// MAC address; nothing lets the kernel draw one.
     pub(super) mac: Option<Mac>,
+}
+
+/// Entries of a map that are put in or taken out; the others stay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes<K: Ord, V> {
+    /// In the place of what is there.
+    pub(super) put: BTreeMap<K, V>,
+    /// None of them among those put in.
+    pub(super) remove: BTreeSet<K>,
+}
+
+impl<K: Ord + Clone, V: Clone + PartialEq> Changes<K, V> {
+    /// What leads from one map to another.
+    pub(super) fn between(now: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> Self {
+        let differs = |(key, value): &(&K, &V)| now.get(*key) != Some(*value);
+        let put = wanted.iter().filter(differs);
+        let remove = now.keys().filter(|key| !wanted.contains_key(*key));
+        Self {
+            put: put
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect(),
+            remove: remove.cloned().collect(),
+        }
+    }
+
+    /// Makes them.
+    pub(super) fn make(&self, map: &mut BTreeMap<K, V>) {
+        for key in &self.remove {
+            map.remove(key);
+        }
+        let put = self.put.iter();
+        map.extend(put.map(|(key, value)| (key.clone(), value.clone())));
+    }
+
+    /// How many entries they are.
+    pub(super) fn len(&self) -> usize {
+        self.put.len() + self.remove.len()
+    }
 }
 
 /// One step. Each is planned for what was seen and may be planned again.
@@ -121,6 +161,19 @@ pub(super) enum Op {
     SetIsolation(Isolation),
     /// Say what sockets are balanced to.
     SetSockets(Sockets),
+    /// Publish some more, and others no more. This and those that follow are of increments.
+    ChangePublished(Changes<Published, PublishedAs>),
+    /// Let some more use published ports that are restricted, and others no more.
+    ChangeSources(Changes<Source, ()>),
+    /// Open and close targets of tasks on the ingress network.
+    ChangeTargets(Changes<PublishedKey, u32>),
+    /// Balance sockets to some services otherwise, and to others no more.
+    ChangeSockets {
+        /// Where they are found.
+        services: Changes<SocketService, SocketTarget>,
+        /// The tasks behind them.
+        slots: Changes<u64, BTreeSet<IpAddr>>,
+    },
     /// Attach the socket programs.
     AttachSockets,
     /// Change the IPVS table.
@@ -139,6 +192,33 @@ pub(super) enum Op {
 }
 
 impl Op {
+    /// What it costs the kernel: netlink messages, and entries of maps. Where a whole map is written,
+    /// all its entries are counted, though those that are there already are only read.
+    pub(super) fn writes(&self) -> (usize, usize) {
+        match self {
+            Self::CreateNetns(_) | Self::DeleteNetns(_) | Self::SetSysctl { .. } => (0, 0),
+            Self::AttachSockets | Self::RemovePins => (0, 0),
+            Self::SetMeshConfig(_) => (0, 1),
+            Self::SetNodeAddresses(addresses) => (0, addresses.len()),
+            Self::SetIngressMacs(macs) => (0, macs.len()),
+            Self::SetPublished(published) => (0, published.len()),
+            Self::SetSources(sources) => (0, sources.len()),
+            Self::SetIsolation(isolation) => (0, isolation.ports.len() + isolation.targets.len()),
+            Self::SetSockets(sockets) => {
+                let tasks: usize = sockets.slots.values().map(|tasks| 1 + tasks.len()).sum();
+                (0, sockets.scopes.len() + sockets.services.len() + tasks)
+            }
+            Self::ChangePublished(ports) => (0, ports.len()),
+            Self::ChangeSources(sources) => (0, sources.len()),
+            Self::ChangeTargets(targets) => (0, targets.len()),
+            Self::ChangeSockets { services, slots } => {
+                let tasks: usize = slots.put.values().map(|tasks| 1 + tasks.len()).sum();
+                (0, services.len() + slots.remove.len() + tasks)
+            }
+            _ => (1, 0),
+        }
+    }
+
     /// The namespace it is about, where it is about one alone.
     pub(super) fn place(&self) -> Option<&Place> {
         match self {
@@ -196,6 +276,10 @@ impl Op {
             | Self::SetSources(_)
             | Self::SetIsolation(_)
             | Self::SetSockets(_)
+            | Self::ChangePublished(_)
+            | Self::ChangeSources(_)
+            | Self::ChangeTargets(_)
+            | Self::ChangeSockets { .. }
             | Self::AttachSockets
             | Self::Ipvs(_)
             | Self::RemovePins
@@ -398,6 +482,28 @@ impl fmt::Display for Op {
                 "balance sockets of {} namespaces to {} services",
                 sockets.scopes.len(),
                 sockets.slots.len()
+            ),
+            Self::ChangePublished(ports) => write!(
+                f,
+                "publish {} more ports on the mesh and {} no more",
+                ports.put.len(),
+                ports.remove.len()
+            ),
+            Self::ChangeSources(sources) => {
+                write!(
+                    f,
+                    "change {} source ranges of published ports",
+                    sources.len()
+                )
+            }
+            Self::ChangeTargets(targets) => {
+                write!(f, "change {} published targets of tasks", targets.len())
+            }
+            Self::ChangeSockets { services, slots } => write!(
+                f,
+                "balance sockets otherwise at {} places and to the tasks of {} services",
+                services.len(),
+                slots.len()
             ),
             Self::AttachSockets => f.write_str("attach the socket programs to the cgroup root"),
             Self::Ipvs(op) => write!(f, "ipvs: {op}"),

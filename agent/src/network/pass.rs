@@ -13,18 +13,37 @@ use crate::error_text::error_text;
 use super::answering::{Answering, entries, own_addresses};
 use super::check::{Checked, check};
 use super::desired::{Desired, LocalTask};
-use super::execute::execute;
-use super::kernel::{Failure, Kernel, Scope};
-use super::model::{NetworkName, Place};
-use super::observe::{Look, count, observe};
+use super::execute::{execute, writes};
+use super::increment::{Increment, Index, plan_increment, slice};
+use super::kernel::{Failure, Kernel, KernelError, Scope};
+use super::model::{NetworkName, Observed, Place};
+use super::observe::{Interrupt, Look, count, observe};
 use super::op::Op;
 use super::plan::{Plan, plan, plan_for, teardown};
-use super::reconcile::{Applied, NetworkError};
+use super::reconcile::{Applied, NetworkError, Passes};
 use super::stats::{NodeStats, node_stats};
 
 /// How long counters are told as they were read, so that who asks all the time reads no more of the
 /// kernel than a pass does.
 const STATS_LIFETIME: Duration = Duration::from_secs(1);
+
+/// What the kernel corresponds to, but for what others have done to it since.
+struct Base {
+    desired: Desired,
+    /// What was seen of it last, without the tables.
+    context: Observed,
+    /// Of the desired state.
+    index: Index,
+}
+
+/// What became of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was carried out, with whatever failures.
+    Done,
+    /// It was ended before anything was done, for something more urgent.
+    Interrupted,
+}
 
 /// What a pass works on.
 pub(super) struct Pass {
@@ -37,9 +56,13 @@ pub(super) struct Pass {
     released: BTreeSet<TaskId>,
     /// The desired state with both taken into account.
     effective: Option<Desired>,
+    /// What increments begin from; nothing after a failure, until a pass that looked had none.
+    base: Option<Base>,
     applied: watch::Sender<Applied>,
     /// Which ports are to answer.
     answering: watch::Sender<Answering>,
+    /// What was done so far.
+    passes: watch::Sender<Passes>,
     /// Whether something else is desired since the last pass that reached it.
     is_new: bool,
     /// The counters as they were read last, and when.
@@ -52,6 +75,7 @@ impl Pass {
         kernel: Kernel,
         applied: watch::Sender<Applied>,
         answering: watch::Sender<Answering>,
+        passes: watch::Sender<Passes>,
     ) -> Self {
         Self {
             kernel,
@@ -59,8 +83,10 @@ impl Pass {
             prepared: BTreeMap::new(),
             released: BTreeSet::new(),
             effective: None,
+            base: None,
             applied,
             answering,
+            passes,
             is_new: true,
             stats: None,
         }
@@ -102,7 +128,7 @@ impl Pass {
         let networks = names_of(&local);
         self.prepared.insert(task.clone(), local);
         self.update_effective();
-        self.run();
+        self.run(&|| false);
         match self.failure_at(&task, &networks) {
             None => Ok(self.kernel.dir.path(&Place::Task(task).to_string())),
             Some(source) => {
@@ -122,7 +148,7 @@ impl Pass {
             self.released.insert(task.clone());
         }
         self.update_effective();
-        self.run();
+        self.run(&|| false);
         match self.failure_at(&task, &[]) {
             None => Ok(()),
             Some(source) => Err(NetworkError::Release { task, source }),
@@ -144,12 +170,13 @@ impl Pass {
     pub(super) fn teardown(&mut self) -> Result<(), NetworkError> {
         self.current = None;
         self.effective = None;
+        self.base = None;
         self.stats = None;
         self.prepared.clear();
         self.released.clear();
         self.applied.send_replace(Applied::default());
         self.answering.send_replace(Answering::default());
-        let (observed, unreadable) = observe(&mut self.kernel, Look::AndRepair)
+        let (observed, unreadable) = observe(&mut self.kernel, Look::AndRepair, &|| false)
             .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
         let ops = teardown(&observed);
         let failures = execute(&mut self.kernel, &ops);
@@ -169,7 +196,7 @@ impl Pass {
         let Some(desired) = &self.effective else {
             return Err(NetworkError::NothingDesired);
         };
-        let (observed, unreadable) = observe(&mut self.kernel, Look::Only)
+        let (observed, unreadable) = observe(&mut self.kernel, Look::Only, &|| false)
             .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
         let Plan { ops, problems } = plan(&observed, desired);
         let mut checked = check(&observed, &ops, &self.applied.borrow().failures);
@@ -202,15 +229,81 @@ impl Pass {
         Ok(stats)
     }
 
-    /// Looks, acts, and says how far the kernel is.
-    pub(super) fn run(&mut self) {
+    /// How long the last pass over everything took.
+    pub(super) fn took(&self) -> Duration {
+        self.passes.borrow().full.last
+    }
+
+    /// Brings the kernel to another desired state: by what has changed, where that is enough, else as
+    /// [`run`](Self::run) does. Says whether it was enough.
+    pub(super) fn run_change(&mut self) -> bool {
+        let changed = self.run_increment();
+        if !changed {
+            self.run(&|| false);
+        }
+        changed
+    }
+
+    /// Nothing of what is desired may be in the kernel when this is false.
+    fn run_increment(&mut self) -> bool {
         let (Some(desired), Some((_, generation))) = (&self.effective, &self.current) else {
-            return;
+            return false;
         };
-        let (problems, failures) = match observe(&mut self.kernel, Look::AndRepair) {
+        let Some(base) = &mut self.base else {
+            return false;
+        };
+        let begun = Instant::now();
+        let slice = slice(&base.index, &base.desired, desired);
+        let increment = slice.and_then(|slice| plan_increment(&base.context, &slice));
+        let Some(Increment { ops, answering }) = increment else {
+            return false;
+        };
+        log_ops(&ops);
+        let failures = execute(&mut self.kernel, &ops);
+        if let Some(failure) = failures.first() {
+            // Somebody has been there: everything is looked at, and what fails then is told.
+            tracing::info!(
+                count = failures.len(),
+                first = error_text(failure),
+                "looking at all"
+            );
+            self.base = None;
+            return false;
+        }
+        base.index.follow(&base.desired, desired);
+        base.desired = desired.clone();
+        self.is_new = false;
+        let generation = *generation;
+        let [before, after] = answering;
+        if before != after {
+            self.answering.send_modify(|answering| {
+                let entries = Arc::make_mut(&mut answering.entries);
+                entries.retain(|entry, _| !before.contains_key(entry));
+                entries.extend(after);
+            });
+        }
+        self.applied
+            .send_modify(|applied| applied.generation = Some(generation));
+        let writes = writes(&ops);
+        self.passes
+            .send_modify(|passes| passes.increments.count(writes, begun.elapsed()));
+        true
+    }
+
+    /// Looks, acts, and says how far the kernel is. Looking ends when `interrupt` says so.
+    pub(super) fn run(&mut self, interrupt: Interrupt<'_>) -> Outcome {
+        let (Some(desired), Some((_, generation))) = (&self.effective, &self.current) else {
+            return Outcome::Done;
+        };
+        let begun = Instant::now();
+        let mut written = (0, 0);
+        let mut context = None;
+        let (problems, failures) = match observe(&mut self.kernel, Look::AndRepair, interrupt) {
             Ok((observed, mut failures)) => {
-                let (Plan { ops, problems }, wanted) = plan_for(&observed, desired);
+                context = Some(observed.context());
+                let (Plan { ops, problems }, wanted) = plan_for(observed, desired);
                 log_ops(&ops);
+                written = writes(&ops);
                 failures.extend(execute(&mut self.kernel, &ops));
                 if self.is_new || !ops.is_empty() {
                     let entries = entries(&wanted);
@@ -227,11 +320,26 @@ impl Pass {
                 }
                 (problems, failures)
             }
+            Err(KernelError::Interrupted) => return Outcome::Interrupted,
             Err(source) => {
                 let problems = self.applied.borrow().problems.clone();
                 (problems, vec![Failure::of_pass(source)])
             }
         };
+        let context = context.filter(|_| failures.is_empty());
+        self.base = context.map(|context| match self.base.take() {
+            Some(mut base) => {
+                base.index.follow(&base.desired, desired);
+                base.desired = desired.clone();
+                base.context = context;
+                base
+            }
+            None => Base {
+                desired: desired.clone(),
+                context,
+                index: Index::of(desired),
+            },
+        });
         let reached = failures
             .iter()
             .all(|failure| matches!(failure.scope, Scope::Task(_)));
@@ -257,6 +365,10 @@ impl Pass {
             *applied = now;
             changed
         });
+        let took = begun.elapsed();
+        self.passes
+            .send_modify(|passes| passes.full.count(written, took));
+        Outcome::Done
     }
 }
 

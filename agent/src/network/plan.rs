@@ -31,12 +31,12 @@ pub(super) struct Plan {
 
 /// What leads from `observed` to `desired`. Empty when nothing is to be done.
 pub(super) fn plan(observed: &Observed, desired: &Desired) -> Plan {
-    plan_for(observed, desired).0
+    plan_for(observed.clone(), desired).0
 }
 
 /// The same, and what the kernel holds once it is carried out.
-pub(super) fn plan_for(observed: &Observed, desired: &Desired) -> (Plan, Wanted) {
-    let (wanted, problems) = wanted(observed, desired);
+pub(super) fn plan_for(observed: Observed, desired: &Desired) -> (Plan, Wanted) {
+    let (wanted, problems) = wanted(&observed, desired);
     let ops = difference(observed, &wanted);
     (Plan { ops, problems }, wanted)
 }
@@ -52,7 +52,7 @@ pub(super) fn teardown(observed: &Observed) -> Vec<Op> {
         mesh: observed.mesh.is_ok().then_some(empty),
         ..Wanted::default()
     };
-    let mut ops = difference(observed, &wanted);
+    let mut ops = difference(observed.clone(), &wanted);
     if observed.mesh.is_ok() {
         ops.push(Op::RemovePins);
     }
@@ -62,10 +62,11 @@ pub(super) fn teardown(observed: &Observed) -> Vec<Op> {
     ops
 }
 
-fn difference(observed: &Observed, wanted: &Wanted) -> Vec<Op> {
+/// What leads from `observed` to `wanted`.
+pub(super) fn difference(observed: Observed, wanted: &Wanted) -> Vec<Op> {
     let mut planner = Planner {
         wanted,
-        now: observed.clone(),
+        now: observed,
         ops: Vec::new(),
     };
     planner.withdraw();

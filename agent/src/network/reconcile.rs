@@ -13,7 +13,7 @@ use std::time::Duration;
 use rtnetlink::MulticastGroup;
 use swarm_model::TaskId;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use crate::error_text::error_text;
 
@@ -24,13 +24,24 @@ use super::kernel::{Failure, Kernel, KernelError};
 use super::model::Place;
 use super::monitor::{Monitor, MonitorError};
 use super::names::NETNS_DIR;
-use super::pass::Pass;
+use super::pass::{Outcome, Pass};
 use super::stats::NodeStats;
 use super::wanted::Problem;
 
-/// Between two passes without an event. IPVS and eBPF tell nobody when they change: what an
-/// operator breaks there is put right within this time.
+/// Between two passes over everything without an event, at least. IPVS and eBPF tell nobody when they
+/// change: what an operator breaks there is put right by the next of these.
 const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Within this time what is broken is put right, by a pass that begins and ends in it.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(5);
+
+/// With thousands of services a pass over everything takes a good part of a second. Then there are
+/// that many times its length between two of them, so that at most a tenth of a processor goes into
+/// looking, as long as [`REPAIRED_WITHIN`] allows it.
+const REST_SHARE: u32 = 9;
+
+/// For how long changes of the desired state, one after the other, may put a pass over everything off.
+const MAX_POSTPONED: Duration = Duration::from_secs(5);
 
 /// Changes in the kernel come in bursts: this long after the first of them a pass begins.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -159,6 +170,47 @@ pub(crate) enum NetworkError {
     Stopped,
 }
 
+/// The passes of the network so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Passes {
+    /// Those that looked at everything.
+    pub(crate) full: PassCount,
+    /// Those that did what had changed, and looked at nothing.
+    pub(crate) increments: PassCount,
+}
+
+/// What was counted of passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PassCount {
+    /// How many.
+    pub(crate) count: u64,
+    /// How long they took together, and the last.
+    pub(crate) took: Duration,
+    /// The last.
+    pub(crate) last: Duration,
+    /// Netlink messages that changed something.
+    pub(crate) messages: u64,
+    /// Entries of maps that were written or removed, or gone over when a whole map was written.
+    pub(crate) map_entries: u64,
+}
+
+impl PassCount {
+    pub(super) fn count(&mut self, (messages, entries): (usize, usize), took: Duration) {
+        self.count += 1;
+        self.took += took;
+        self.last = took;
+        self.messages += messages as u64;
+        self.map_entries += entries as u64;
+    }
+}
+
+/// When to look at everything again, after a pass that took so long.
+fn interval(took: Duration) -> Duration {
+    // On a machine on which that is not to be had, no more than half of a processor.
+    let longest = REPAIRED_WITHIN.saturating_sub(2 * took).max(took);
+    (took * REST_SHARE).max(INTERVAL).min(longest)
+}
+
 /// The node's networks. Clones are the same one; the thread ends with the last of them, and leaves
 /// everything in place.
 #[derive(Clone, Debug)]
@@ -167,6 +219,7 @@ pub(crate) struct Reconciler {
     requests: mpsc::Sender<Request>,
     applied: watch::Receiver<Applied>,
     answering: watch::Receiver<Answering>,
+    passes: watch::Receiver<Passes>,
 }
 
 #[derive(Debug)]
@@ -199,6 +252,7 @@ impl Reconciler {
         let (desired, desired_changes) = watch::channel(None);
         let (applied_changes, applied) = watch::channel(Applied::default());
         let (answering_changes, answering) = watch::channel(Answering::default());
+        let (passes_changes, passes) = watch::channel(Passes::default());
         let (requests, incoming) = mpsc::channel(MAX_REQUESTS);
         let (started, start) = std::sync::mpsc::sync_channel(1);
         let work = move || {
@@ -210,7 +264,7 @@ impl Reconciler {
                 Err(error) => return drop(started.send(Err(NetworkError::Start(error)))),
             };
             runtime.block_on(async {
-                let changes = (applied_changes, answering_changes);
+                let changes = (applied_changes, answering_changes, passes_changes);
                 match Shell::new(&config, changes, desired_changes, incoming) {
                     Ok(shell) => {
                         let _ = started.send(Ok(()));
@@ -229,6 +283,7 @@ impl Reconciler {
             requests,
             applied,
             answering,
+            passes,
         })
     }
 
@@ -246,6 +301,11 @@ impl Reconciler {
     /// Which published ports are to answer here, as that changes.
     pub(crate) fn answering(&self) -> watch::Receiver<Answering> {
         self.answering.clone()
+    }
+
+    /// What was done so far, as it goes on.
+    pub(crate) fn passes(&self) -> watch::Receiver<Passes> {
+        self.passes.clone()
     }
 
     /// Makes the namespace of a local task and connects it to the ingress network, and returns
@@ -322,14 +382,18 @@ struct Shell {
 impl Shell {
     fn new(
         config: &NetworkConfig,
-        (applied, answering): (watch::Sender<Applied>, watch::Sender<Answering>),
+        (applied, answering, passes): (
+            watch::Sender<Applied>,
+            watch::Sender<Answering>,
+            watch::Sender<Passes>,
+        ),
         desired: watch::Receiver<Option<(Arc<Desired>, u64)>>,
         requests: mpsc::Receiver<Request>,
     ) -> Result<Self, NetworkError> {
         let kernel = Kernel::new(config.run_dir.join(NETNS_DIR), config.bpffs_dir.clone())
             .map_err(NetworkError::Open)?;
         let host = Monitor::open(&kernel.open[&Place::Host].netns, &HOST_GROUPS)?;
-        let pass = Pass::new(kernel, applied, answering);
+        let pass = Pass::new(kernel, applied, answering, passes);
         Ok(Self {
             pass,
             host,
@@ -340,39 +404,76 @@ impl Shell {
     }
 
     async fn run(mut self) {
-        let mut interval = tokio::time::interval(INTERVAL);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_event_pass: Option<Instant> = None;
         let mut due: Option<Instant> = None;
+        let mut next = Instant::now();
+        let mut postponed: Option<Instant> = None;
         loop {
-            tokio::select! {
+            let full = tokio::select! {
                 // Without a sender left there is nobody to work for.
                 changed = self.desired.changed() => {
                     if changed.is_err() {
                         return;
                     }
+                    if self.news() {
+                        due = due.or(Some(Instant::now() + DEBOUNCE));
+                    }
                     let desired = self.desired.borrow_and_update().clone();
                     self.pass.desire(desired);
-                    self.pass.run();
+                    let by_increment = self.pass.run_change();
+                    if by_increment {
+                        // Of what has just been done itself. What others do in these milliseconds
+                        // is seen by the next pass.
+                        self.news();
+                    }
+                    !by_increment
                 }
                 request = self.requests.recv() => match request {
-                    Some(request) => self.answer(request),
+                    Some(request) => {
+                        self.answer(request);
+                        false
+                    }
                     None => return,
                 },
                 () = event(&mut self.host, self.ingress.as_mut()), if due.is_none() => {
                     let now = Instant::now();
                     let spaced = last_event_pass.map(|last| last + MIN_EVENT_SPACING);
                     due = Some(spaced.map_or(now, |spaced| spaced.max(now)) + DEBOUNCE);
+                    false
                 }
-                () = until(due) => {
-                    due = None;
-                    last_event_pass = Some(Instant::now());
-                    self.pass.run();
+                () = until(Some(due.map_or(next, |due| due.min(next)))) => {
+                    // A new desired state does not wait for the end of a look.
+                    let urgent = || {
+                        postponed.is_none_or(|since| since.elapsed() < MAX_POSTPONED)
+                            && self.desired.has_changed().unwrap_or(false)
+                    };
+                    let outcome = self.pass.run(&urgent);
+                    if outcome == Outcome::Interrupted {
+                        postponed = postponed.or(Some(Instant::now()));
+                        next = Instant::now() + MIN_EVENT_SPACING;
+                    } else {
+                        last_event_pass = due.take().map(|_| Instant::now()).or(last_event_pass);
+                    }
+                    outcome == Outcome::Done
                 }
-                _ = interval.tick() => self.pass.run(),
+            };
+            if full {
+                postponed = None;
+                next = Instant::now() + interval(self.pass.took());
             }
             self.watch_ingress();
         }
+    }
+
+    /// Takes out the notifications there are, and says whether there were any.
+    fn news(&mut self) -> bool {
+        let monitors = [Some(&mut self.host), self.ingress.as_mut()];
+        let mut news = false;
+        for monitor in monitors.into_iter().flatten() {
+            // A socket that fails is told of where it is waited for.
+            news |= monitor.drain().unwrap_or(true);
+        }
+        news
     }
 
     fn answer(&mut self, request: Request) {

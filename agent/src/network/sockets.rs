@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use swarm_ipvs::ServiceKey;
 use swarm_model::{NetworkId, Protocol, ServiceId};
 
+use crate::SharedMap;
 use crate::ebpf::{
     Protocol as EbpfProtocol, SocketScope, SocketService, SocketTarget, scope, scope_flag,
 };
@@ -132,9 +133,9 @@ impl Sockets {
         &mut self,
         scope: u64,
         network: &str,
-        services: &BTreeMap<ServiceId, VirtualService>,
+        services: &SharedMap<ServiceId, VirtualService>,
     ) {
-        for (id, service) in services {
+        for (id, service) in services.iter() {
             for &address in &service.addresses {
                 let slot = self.slot(network, id.as_str(), address, &service.ready);
                 let asked = SocketService::any_port(scope, address);

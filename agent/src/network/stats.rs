@@ -139,7 +139,7 @@ pub(super) fn node_stats(desired: &Desired, counted: &Counted) -> NodeStats {
 fn by_address(desired: &Desired) -> BTreeMap<IpAddr, &TaskId> {
     let subnet6 = desired.network.subnet6;
     let mut tasks = BTreeMap::new();
-    for (id, task) in &desired.tasks {
+    for (id, task) in desired.tasks.iter() {
         tasks.insert(task.address, id);
         if let Some(twin) = subnet6.and_then(|subnet6| address6(subnet6, task.address)) {
             tasks.insert(twin, id);

@@ -91,7 +91,7 @@ impl Standing {
 /// The numbers with the names of what they are of. What has no name here any more is left out.
 fn named(assigned: &Assigned, stats: &NodeStats) -> Told {
     let mut services = BTreeMap::new();
-    for (id, service) in &assigned.services {
+    for (id, service) in assigned.services.iter() {
         let tally = stats.services.get(id).copied().unwrap_or_default();
         services.insert(id, (service.name.clone(), tally));
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::SharedMap;
 use swarm_api::convert::ConvertError;
 use swarm_api::v1;
 use swarm_model::{EndpointMode, Network, NetworkId, NodeId, PortConfig, ServiceId, Task, TaskId};
@@ -21,13 +22,13 @@ pub(crate) struct Assigned {
     /// Nodes of the ingress network, this one included.
     pub(crate) peers: BTreeMap<NodeId, Peer>,
     /// Services with published ports.
-    pub(crate) services: BTreeMap<ServiceId, PublishedService>,
+    pub(crate) services: SharedMap<ServiceId, PublishedService>,
     /// Tasks with an address on the ingress network, wherever they are.
-    pub(crate) endpoints: BTreeMap<TaskId, Endpoint>,
+    pub(crate) endpoints: SharedMap<TaskId, Endpoint>,
     /// Per network of a user in `networks`, the tasks on it, wherever they are.
-    pub(crate) network_endpoints: BTreeMap<NetworkId, BTreeMap<TaskId, NetworkEndpoint>>,
+    pub(crate) network_endpoints: BTreeMap<NetworkId, SharedMap<TaskId, NetworkEndpoint>>,
     /// Per network of a user in `networks`, the services on it, with or without tasks.
-    pub(crate) network_services: BTreeMap<NetworkId, BTreeMap<ServiceId, NetworkService>>,
+    pub(crate) network_services: BTreeMap<NetworkId, SharedMap<ServiceId, NetworkService>>,
 }
 
 /// A node of the ingress network.
@@ -454,7 +455,11 @@ impl Assigned {
 }
 
 /// Removes `inner` under `outer`, and what is then empty.
-fn remove_inner<A: Ord, B: Ord, T>(all: &mut BTreeMap<A, BTreeMap<B, T>>, outer: &A, inner: &B) {
+fn remove_inner<A: Ord, B: Ord + Clone, T: Clone>(
+    all: &mut BTreeMap<A, SharedMap<B, T>>,
+    outer: &A,
+    inner: &B,
+) {
     if let Some(of_outer) = all.get_mut(outer) {
         of_outer.remove(inner);
         if of_outer.is_empty() {
@@ -541,10 +546,15 @@ mod tests {
             ]))
             .unwrap();
         assert_eq!(
-            assigned.network_endpoints[&network][&task].balanced,
-            Balanced::Yes
+            assigned.network_endpoints[&network]
+                .get(&task)
+                .map(|endpoint| endpoint.balanced),
+            Some(Balanced::Yes)
         );
-        let vip = assigned.network_services[&network][&service].vip;
+        let vip = assigned.network_services[&network]
+            .get(&service)
+            .unwrap()
+            .vip;
         assert_eq!(vip, Some(Ipv4Addr::new(10, 0, 1, 2)));
         let again = Assigned::default().after(assigned.to_message()).unwrap();
         assert_eq!(again, assigned);

@@ -12,7 +12,7 @@
 mod assigned;
 mod run;
 
-pub(crate) use assigned::{Assigned, AssignedError, Balanced, NetworkEndpoint};
+pub(crate) use assigned::{Assigned, AssignedError, Balanced, Endpoint, NetworkEndpoint};
 #[cfg(test)]
-pub(crate) use assigned::{Endpoint, NetworkService, Peer, PublishedService};
+pub(crate) use assigned::{NetworkService, Peer, PublishedService};
 pub(crate) use run::{Report, Session, run};

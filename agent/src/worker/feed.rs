@@ -6,7 +6,7 @@ use std::sync::Arc;
 use swarm_model::{NodeId, NodeProblem, TaskId, TaskStatus};
 use tokio::sync::watch;
 
-use super::desired_network::{desired_network, local_task};
+use super::desired_network::{Following, local_task};
 use crate::dns::NameServers;
 use crate::error_text;
 use crate::network::{Applied, Reconciler};
@@ -36,6 +36,7 @@ impl NetworkFeed {
         // Counts what was handed to the network; generations start again with every session.
         let mut revision = 0;
         let mut handed: Option<(u64, (u64, u64))> = None;
+        let mut following = Following::default();
         let mut result = self.network.applied();
         self.assigned.mark_changed();
         loop {
@@ -67,7 +68,7 @@ impl NetworkFeed {
                     local.insert(id.clone(), connected);
                 }
             }
-            let Some(desired) = desired_network(&assigned, &self.node_id, local) else {
+            let Some(desired) = following.desired_network(&assigned, &self.node_id, local) else {
                 continue;
             };
             revision += 1;

@@ -7,7 +7,7 @@ use aya::maps::MapError;
 use swarm_ebpf_common::{Config, PublishedKey, PublishedValue, SourceKey, TaskPort, map};
 
 use super::{Mesh, MeshError};
-use crate::ebpf::SocketTables;
+use crate::ebpf::{SocketTables, batch};
 
 /// Everything that the agent writes into the maps, as they hold it now, whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,24 +49,12 @@ impl Mesh {
             ingress_macs: macs
                 .collect::<Result<_, MapError>>()
                 .map_err(used(map::INGRESS_MACS))?,
-            published: self
-                .published
-                .iter()
-                .collect::<Result<_, MapError>>()
-                .map_err(used(map::PUBLISHED))?,
+            published: batch::entries(&self.published).map_err(used(map::PUBLISHED))?,
             sources: sources
                 .collect::<Result<_, MapError>>()
                 .map_err(used(map::SOURCES))?,
-            task_ports: self
-                .task_ports
-                .iter()
-                .collect::<Result<_, MapError>>()
-                .map_err(used(map::TASK_PORTS))?,
-            targets: self
-                .targets
-                .iter()
-                .collect::<Result<_, MapError>>()
-                .map_err(used(map::TARGETS))?,
+            task_ports: batch::entries(&self.task_ports).map_err(used(map::TASK_PORTS))?,
+            targets: batch::entries(&self.targets).map_err(used(map::TARGETS))?,
             sockets: self.sockets.read()?,
         })
     }

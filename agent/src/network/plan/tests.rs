@@ -4,6 +4,7 @@ mod check;
 mod convergence;
 mod damage;
 mod egress;
+mod increment;
 mod ingress;
 mod overlay;
 mod publish;

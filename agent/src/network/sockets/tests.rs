@@ -62,7 +62,7 @@ fn desired() -> Desired {
             subnet6: None,
         },
         peers: BTreeMap::new(),
-        tasks: BTreeMap::new(),
+        tasks: SharedMap::new(),
         members: BTreeMap::new(),
         local_tasks: (1..=5)
             .map(|number| {
@@ -74,7 +74,7 @@ fn desired() -> Desired {
                 (task('t', number), local)
             })
             .collect(),
-        services: BTreeMap::from([
+        services: SharedMap::from([
             (
                 id('s', 1),
                 service(
@@ -100,7 +100,7 @@ fn desired() -> Desired {
         virtual_services: BTreeMap::from([
             (
                 first,
-                BTreeMap::from([(
+                SharedMap::from([(
                     id('s', 1),
                     virtual_service(
                         &["10.0.1.2", "fd00::a00:102"],
@@ -110,7 +110,7 @@ fn desired() -> Desired {
             ),
             (
                 second,
-                BTreeMap::from([(id('s', 3), virtual_service(&["10.0.2.2"], &[]))]),
+                SharedMap::from([(id('s', 3), virtual_service(&["10.0.2.2"], &[]))]),
             ),
         ]),
     }

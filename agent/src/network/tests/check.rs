@@ -24,7 +24,12 @@ fn pass(world: &World) -> Pass {
         .run(move || Kernel::new(config.run_dir.join("netns"), config.bpffs_dir).unwrap())
         .unwrap();
     let (applied, _) = watch::channel(Applied::default());
-    let mut pass = Pass::new(kernel, applied, watch::Sender::default());
+    let mut pass = Pass::new(
+        kernel,
+        applied,
+        watch::Sender::default(),
+        watch::Sender::default(),
+    );
     let desired = world.desired(1, &[(1, 1), (2, 2)], &[(8080, &[1, 2])]);
     pass.desire(Some((Arc::new(desired), 1)));
     pass
@@ -54,7 +59,7 @@ async fn whatever_is_broken_by_hand_is_told_and_left_as_it_is() {
     assert_eq!(world.node(1).try_ingress(), None);
     assert!(!world.node(1).config.bpffs_dir.join("maps").exists());
 
-    pass.run();
+    pass.run(&|| false);
     assert_eq!(lines(&mut pass), Vec::<String>::new());
     for (place, line) in DAMAGES {
         damage(world.node(1), &task, place, line);
@@ -69,7 +74,7 @@ async fn whatever_is_broken_by_hand_is_told_and_left_as_it_is() {
             told,
             "{line} in {place}: looking changes nothing"
         );
-        pass.run();
+        pass.run(&|| false);
         assert_eq!(lines(&mut pass), Vec::<String>::new(), "{line} in {place}");
     }
 }
@@ -79,7 +84,7 @@ async fn what_somebody_wrote_into_the_maps_is_told() {
     let Some(_root) = as_root() else { return };
     let world = World::bare(2);
     let mut pass = pass(&world);
-    pass.run();
+    pass.run(&|| false);
     let mut other = Mesh::load(&world.node(1).config.bpffs_dir).unwrap();
     let address = "192.0.2.1".parse().unwrap();
     other
@@ -97,7 +102,7 @@ async fn what_somebody_wrote_into_the_maps_is_told() {
         assert!(told.iter().any(|told| told == line), "{line}: {told:#?}");
     }
     assert_eq!(lines(&mut pass), told, "looking changes nothing");
-    pass.run();
+    pass.run(&|| false);
     assert_eq!(lines(&mut pass), Vec::<String>::new());
 }
 

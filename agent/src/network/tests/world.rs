@@ -14,6 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use swarm_model::{NetworkId, NodeId, PortConfig, ServiceId, TaskId};
 use tempfile::TempDir;
 
+use crate::SharedMap;
 use crate::network::desired::{
     Attachment, Backend, BackendState, Desired, IngressNetwork, LocalNode, LocalTask, Overlay,
     Peer, Service, Task, address6,
@@ -318,8 +319,8 @@ impl World {
         }
     }
 
-    fn members(&self, tasks: &[(u8, u8)]) -> BTreeMap<NetworkId, BTreeMap<TaskId, Task>> {
-        let mut members: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+    fn members(&self, tasks: &[(u8, u8)]) -> BTreeMap<NetworkId, SharedMap<TaskId, Task>> {
+        let mut members: BTreeMap<_, SharedMap<_, _>> = BTreeMap::new();
         let all = self.networks.lock().unwrap();
         for (task, node) in tasks {
             for number in all.get(task).into_iter().flatten() {
@@ -414,7 +415,7 @@ impl World {
                     };
                     (id::<ServiceId>('s', u8::try_from(index).unwrap()), service)
                 })
-                .collect::<BTreeMap<_, _>>(),
+                .collect(),
         }
     }
 

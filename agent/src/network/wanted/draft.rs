@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv6Net};
 use swarm_model::TaskId;
 
 use super::{Wanted, tunnels_to};
+use crate::SharedMap;
 use crate::network::desired::{Attachment, Desired, LocalTask, Peer, Task, address6};
 use crate::network::model::{
     Attached, Link, LinkKind, Mac, Namespace, NetworkName, Observed, Place, PortFlags, Program,
@@ -366,9 +367,9 @@ impl Draft<'_> {
     }
 
     /// The tasks of a network that are at other nodes.
-    fn elsewhere(&mut self, network: &Place, tasks: &BTreeMap<TaskId, Task>) {
+    fn elsewhere(&mut self, network: &Place, tasks: &SharedMap<TaskId, Task>) {
         let desired = self.desired;
-        for (id, task) in tasks {
+        for (id, task) in tasks.iter() {
             if desired.local_tasks.contains_key(id) || task.node == desired.local.id {
                 continue;
             }

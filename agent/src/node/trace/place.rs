@@ -46,7 +46,7 @@ impl Place {
         let mut published = BTreeSet::new();
         let mut targets = BTreeSet::new();
         let mut services = BTreeMap::new();
-        for (id, service) in &assigned.services {
+        for (id, service) in assigned.services.iter() {
             let ports = service.ports.iter();
             for port in ports.filter(|port| port.published == subject.port) {
                 let protocol = number(port.protocol);
@@ -67,7 +67,7 @@ impl Place {
             false => format!("node {}", id.short()),
         };
         let mut tasks = BTreeMap::new();
-        for (id, endpoint) in &assigned.endpoints {
+        for (id, endpoint) in assigned.endpoints.iter() {
             let Some(service) = services.get(&endpoint.service_id) else {
                 continue;
             };
