@@ -1,7 +1,7 @@
 //! What only the leader does: the passes over the store, and the dispatcher.
 //!
-//! One loop runs `orchestrate`, `allocate`, `schedule`, `reap` and `rotate` in turn, each in an update of its
-//! own, until none of them wants a change; then it waits for the store to change, for a task to be
+//! One loop runs rounds of `orchestrate`, `allocate`, `schedule`, `reap` and `rotate`, each round in one update,
+//! until none of them wants a change; then it waits for the store to change, for a task to be
 //! drained, or for the time that a pass asked for. A new leader begins from the store alone.
 //!
 //! Deliberately absent: decisions (they are in the passes), elections (`raft`).
@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -26,13 +26,13 @@ use crate::orchestrate::{self, Batch};
 use crate::store::{Change, Leadership, State, Store, UpdateError};
 use crate::{allocate, clock, schedule};
 
-/// Changes that one pass makes at a time: what an update may hold, in tasks of usual size; where they
+/// Changes that one pass of a round makes at most: what an update may hold, in tasks of usual size; where they
 /// are larger it makes fewer. A pass looks at everything however little it changes, so that many small steps to a large
 /// service would cost more than the service (swarmkit's transactions have 200).
 pub(crate) const CHANGES_MAX: usize = 2000;
 
-/// Rounds of passes until the loop looks up. Work that is left is done after the store's change
-/// that the last round made.
+/// Rounds until the loop looks up. Work that is left is done after the store's change
+/// that the last one made.
 const ROUNDS_MAX: usize = 64;
 
 /// How long changes of the store are gathered before the passes run.
@@ -123,7 +123,7 @@ pub(crate) fn take_over(state: &State, self_id: &NodeId, now: Timestamp) -> Vec<
 }
 
 /// The passes, in the order in which a new service needs them.
-pub(crate) const PASSES: [Pass; 5] = [
+const PASSES: [Pass; 5] = [
     Pass::Orchestrate,
     Pass::Allocate,
     Pass::Schedule,
@@ -133,7 +133,7 @@ pub(crate) const PASSES: [Pass; 5] = [
 
 /// One of the passes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Pass {
+enum Pass {
     /// [`orchestrate::pass`]
     Orchestrate,
     /// [`allocate::pass`]
@@ -144,6 +144,33 @@ pub(crate) enum Pass {
     Reap,
     /// [`rotation::pass`]
     Rotate,
+}
+
+/// What one round of the passes wants.
+#[derive(Debug, Default)]
+pub(crate) struct Round {
+    /// To be made together; one for an object.
+    pub(crate) changes: Vec<Change>,
+    /// The earliest time that a pass asked for.
+    pub(crate) wake_at: Option<Timestamp>,
+}
+
+impl Round {
+    /// Adds what one pass wants: of an object what is wanted last.
+    fn add(&mut self, changes: Vec<Change>) {
+        if self.changes.is_empty() {
+            self.changes = changes;
+            return;
+        }
+        let places = self.changes.iter().map(Change::key).zip(0..);
+        let places: HashMap<_, usize> = places.collect();
+        for change in changes {
+            match places.get(&change.key()) {
+                Some(place) => self.changes[*place] = change,
+                None => self.changes.push(change),
+            }
+        }
+    }
 }
 
 /// What the passes keep between runs. All of it can be made anew from the store.
@@ -162,14 +189,37 @@ impl Planner {
         }
     }
 
-    /// Runs `pass` over `state`; `drained` is what the dispatcher knows to be drained.
-    pub(crate) fn run(
+    /// Runs every pass once, each over what those before it make of `state`, so that a new task is
+    /// written down once, with its address and its node. `drained` is what the dispatcher knows to be
+    /// drained.
+    ///
+    /// Each pass makes `changes_max` changes at most, or a few more; all of them are wanted together.
+    pub(crate) fn round(
         &mut self,
-        pass: Pass,
         state: &State,
         drained: &BTreeSet<TaskId>,
-        batch: &mut Batch,
-    ) {
+        now: Timestamp,
+        changes_max: usize,
+    ) -> Round {
+        let mut round = Round::default();
+        // Copied only where there is something to put into it: most rounds find nothing to do.
+        let mut changed: Option<State> = None;
+        for pass in PASSES {
+            let mut batch = Batch::new(now, changes_max);
+            let current = changed.as_ref().unwrap_or(state);
+            self.run(pass, current, drained, &mut batch);
+            let (changes, asked) = batch.into_parts();
+            round.wake_at = round.wake_at.into_iter().chain(asked).min();
+            if !changes.is_empty() {
+                let current = changed.get_or_insert_with(|| state.clone());
+                current.apply(state.index() + 1, changes.clone());
+                round.add(changes);
+            }
+        }
+        round
+    }
+
+    fn run(&mut self, pass: Pass, state: &State, drained: &BTreeSet<TaskId>, batch: &mut Batch) {
         match pass {
             Pass::Orchestrate => orchestrate::pass(state, drained, batch, &mut self.rng),
             Pass::Allocate => allocate::pass(state, &mut self.cursor, batch, &mut self.rng),
@@ -204,47 +254,27 @@ async fn plan(store: &Store, mut drained: watch::Receiver<BTreeSet<TaskId>>) {
     }
 }
 
-/// Runs the passes until none wants a change; gives the earliest time one asked for.
+/// Runs rounds until one wants no change; gives the earliest time a pass asked for.
 async fn settle(
     store: &Store,
     planner: &mut Planner,
     drained: &BTreeSet<TaskId>,
 ) -> Result<Option<Timestamp>, UpdateError<Infallible>> {
+    let mut changes_max = CHANGES_MAX;
     for _ in 0..ROUNDS_MAX {
-        let mut wake_at = None;
-        let mut quiet = true;
-        for pass in PASSES {
-            let (count, asked) = run_pass(store, planner, pass, drained).await?;
-            quiet &= count == 0;
-            wake_at = wake_at.into_iter().chain(asked).min();
-        }
-        if quiet {
-            return Ok(wake_at);
+        let update = store.update(|state| {
+            let Round { changes, wake_at } =
+                planner.round(state, drained, clock::now(), changes_max);
+            let is_quiet = changes.is_empty();
+            Ok::<_, Infallible>((changes, (is_quiet, wake_at)))
+        });
+        match update.await {
+            Ok((true, wake_at)) => return Ok(wake_at),
+            Ok((false, _)) => {}
+            // In smaller parts, then, by further rounds.
+            Err(UpdateError::TooLarge { .. }) if changes_max > 1 => changes_max /= 2,
+            Err(error) => return Err(error),
         }
     }
     Ok(Some(clock::now()))
-}
-
-/// Runs one pass; gives how much it changed, and the time it asked for. What is too much for one
-/// update is done in smaller parts, by further rounds.
-async fn run_pass(
-    store: &Store,
-    planner: &mut Planner,
-    pass: Pass,
-    drained: &BTreeSet<TaskId>,
-) -> Result<(usize, Option<Timestamp>), UpdateError<Infallible>> {
-    let mut changes_max = CHANGES_MAX;
-    loop {
-        let update = store.update(|state| {
-            let mut batch = Batch::new(clock::now(), changes_max);
-            planner.run(pass, state, drained, &mut batch);
-            let (changes, wake_at) = batch.into_parts();
-            let count = changes.len();
-            Ok::<_, Infallible>((changes, (count, wake_at)))
-        });
-        match update.await {
-            Err(UpdateError::TooLarge { .. }) if changes_max > 1 => changes_max /= 2,
-            outcome => return outcome,
-        }
-    }
 }

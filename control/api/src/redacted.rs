@@ -58,7 +58,6 @@ mod tests {
             object: Some(v1::object::Object::Cluster(cluster.clone())),
         };
         let batch = v1::ChangeBatch {
-            proposal_id: 1,
             changes: vec![v1::Change {
                 change: Some(v1::change::Change::Put(object)),
             }],

@@ -26,19 +26,15 @@ pub fn random_base36(rng: &mut impl rand::Rng, len: usize) -> String {
         .collect()
 }
 
-fn parse(kind: &'static str, text: &str) -> Result<String, InvalidId> {
-    let valid = text.len() == ID_LEN
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-    if valid {
-        Ok(text.to_owned())
-    } else {
+fn parse(kind: &'static str, text: &str) -> Result<[u8; ID_LEN], InvalidId> {
+    let valid = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    match text.as_bytes().try_into() {
+        Ok(id) if text.as_bytes().iter().all(valid) => Ok(id),
         // The text may come from outside and be of any length: the message stays bounded.
-        Err(InvalidId {
+        _ => Err(InvalidId {
             kind,
             text: text.chars().take(2 * ID_LEN).collect(),
-        })
+        }),
     }
 }
 
@@ -47,22 +43,24 @@ macro_rules! id {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        // In place: a state is copied with all its ids, tens of thousands of them.
+        pub struct $name([u8; ID_LEN]);
 
         impl $name {
             /// A new identifier drawn from `rng`.
             pub fn random(rng: &mut impl rand::Rng) -> Self {
-                Self(random_base36(rng, ID_LEN))
+                Self([(); ID_LEN].map(|()| DIGITS[rng.random_range(0..DIGITS.len())]))
             }
 
             /// The identifier as text.
             pub fn as_str(&self) -> &str {
-                &self.0
+                // Nothing but digits and letters ever gets in.
+                std::str::from_utf8(&self.0).unwrap_or_default()
             }
 
             /// The first 12 characters, as lists and interface names show it.
             pub fn short(&self) -> &str {
-                &self.0[..12]
+                &self.as_str()[..12]
             }
         }
 
@@ -84,19 +82,19 @@ macro_rules! id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "{}({})", stringify!($name), self.0)
+                write!(f, "{}({})", stringify!($name), self.as_str())
             }
         }
     };

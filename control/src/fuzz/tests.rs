@@ -83,7 +83,7 @@ fn seeds() -> BTreeMap<(&'static str, &'static str), Vec<u8>> {
         commit: 5,
         ..v1::RaftMessage::default()
     };
-    let batch = encode_batch(7, &changes).unwrap();
+    let (batch, _) = encode_batch(&changes).unwrap();
     [
         (("join_token", "token"), token.to_string().into_bytes()),
         (

@@ -13,12 +13,11 @@ use swarm_model::{
     TaskState, Timestamp,
 };
 
-use super::Batch;
 use crate::allocate::make_network;
-use crate::leader::{PASSES, Planner};
+use crate::leader::{Planner, Round};
 use crate::store::{Change, Object, ObjectKey, State};
 
-/// Rounds of passes within which the store must come to rest. Each makes up to 200 changes.
+/// Rounds of passes within which the store must come to rest. Each pass makes up to 200 changes.
 const ROUNDS_MAX: usize = 200;
 
 pub(crate) struct Scenario {
@@ -289,29 +288,20 @@ impl Scenario {
 
     /// Runs every pass once; gives how many changes they made.
     pub(crate) fn step(&mut self) -> usize {
-        self.wake_at = None;
-        let mut count = 0;
-        for pass in PASSES {
-            let mut batch = Batch::new(self.now, 200);
+        let Round { changes, wake_at } =
             self.planner
-                .run(pass, &self.state, &self.drained, &mut batch);
-            let (changes, wake_at) = batch.into_parts();
-            let mut keys = BTreeSet::new();
-            for change in &changes {
-                let key = match change {
-                    Change::Put(object) => object.key(),
-                    Change::Remove(key) => key.clone(),
-                };
-                assert!(
-                    keys.insert(key),
-                    "a pass changes an object once: {change:?}"
-                );
-            }
-            count += changes.len();
-            self.wake_at = self.wake_at.into_iter().chain(wake_at).min();
-            if !changes.is_empty() {
-                self.apply(changes);
-            }
+                .round(&self.state, &self.drained, self.now, 200);
+        self.wake_at = wake_at;
+        let mut keys = BTreeSet::new();
+        for change in &changes {
+            assert!(
+                keys.insert(change.key()),
+                "a round changes an object once: {change:?}"
+            );
+        }
+        let count = changes.len();
+        if !changes.is_empty() {
+            self.apply(changes);
         }
         count
     }

@@ -28,9 +28,7 @@ pub(super) fn go_on_alone<E>(
     // together they may be more than a proposal can be.
     let index = last.index + 1;
     for change in changes {
-        let bytes = encode_batch(0, &[change]).map_err(AloneError::Change)?;
-        let (_id, changes) =
-            decode_batch(&bytes).map_err(|source| NodeError::Entry { index, source })?;
+        let (_bytes, changes) = encode_batch(&[change]).map_err(AloneError::Change)?;
         state.apply(index, changes);
     }
     let members = ConfState {
@@ -75,10 +73,5 @@ fn changes(entry: &Entry) -> Result<Vec<Change>, NodeError> {
         })?;
         record.batch
     };
-    if batch.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (_id, changes) =
-        decode_batch(&batch).map_err(|source| NodeError::Entry { index, source })?;
-    Ok(changes)
+    decode_batch(&batch).map_err(|source| NodeError::Entry { index, source })
 }

@@ -221,25 +221,25 @@ impl Core {
         }
     }
 
-    /// Puts `data` at the end of the log, if this member leads.
-    pub(super) fn propose(&mut self, data: Vec<u8>) -> Result<(), Refused> {
+    /// Puts `data` at the end of the log, if this member leads; gives its index.
+    pub(super) fn propose(&mut self, data: Vec<u8>) -> Result<u64, Refused> {
         if !self.is_leader() {
             // raft-rs would forward it, and nobody would learn what became of it.
             return Err(Refused::NotLeader);
         }
-        self.raw
-            .propose(Vec::new(), data)
-            .map_err(|_dropped| Refused::Busy)
+        let taken = self.raw.propose(Vec::new(), data);
+        taken.map_err(|_dropped| Refused::Busy)?;
+        Ok(self.raw.raft.raft_log.last_index())
     }
 
     /// Puts a change of members at the end of the log, if this member leads; `batch` is applied in
-    /// the same moment.
+    /// the same moment. Gives the index of both.
     pub(super) fn propose_member(
         &mut self,
         action: MemberAction,
         raft_id: u64,
         batch: Vec<u8>,
-    ) -> Result<(), Refused> {
+    ) -> Result<u64, Refused> {
         if !self.is_leader() {
             return Err(Refused::NotLeader);
         }
@@ -263,9 +263,10 @@ impl Core {
             raft_id,
             batch: batch.into(),
         };
-        self.raw
-            .propose_conf_change(record.encode_to_vec(), conf_change(action, raft_id))
-            .map_err(|_dropped| Refused::Busy)
+        let change = conf_change(action, raft_id);
+        let taken = (self.raw).propose_conf_change(record.encode_to_vec(), change);
+        taken.map_err(|_dropped| Refused::Busy)?;
+        Ok(self.raw.raft.raft_log.last_index())
     }
 
     /// Carries out a change of members that is committed. To be called before [`Core::applied`].

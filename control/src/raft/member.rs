@@ -27,10 +27,30 @@ const SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
 /// A proposal in the form that goes into the log.
 #[derive(Debug)]
 pub(super) struct Encoded {
-    /// By which it is recognised when it is applied.
-    pub(super) id: u64,
-    pub(super) bytes: Vec<u8>,
-    pub(super) proposal: Proposal,
+    bytes: Vec<u8>,
+    /// Its changes are those that `bytes` say.
+    proposal: Proposal,
+}
+
+impl Encoded {
+    /// Encodes `proposal`; finishes it with the reason when the log cannot hold it.
+    pub(super) fn of(mut proposal: Proposal) -> Option<Self> {
+        match encode_batch(&proposal.changes) {
+            Ok((bytes, changes)) => {
+                proposal.changes = changes;
+                Some(Self { bytes, proposal })
+            }
+            Err(refused) => {
+                proposal.finish(Err(refused));
+                None
+            }
+        }
+    }
+
+    /// Finishes it without its having entered the log.
+    pub(super) fn refuse(self, cause: ProposeError) {
+        self.proposal.finish(Err(cause));
+    }
 }
 
 /// One member: its log on disk, Raft, and the state that comes of it.
@@ -38,9 +58,10 @@ pub(super) struct Member {
     core: Core,
     log: Log,
     replica: Arc<Replica>,
-    /// Own proposals on their way. At most as many as there are turns to update: one a store.
+    /// Own proposals on their way, by their index in the log. At most as many as there are turns to
+    /// update: one a store.
     pending: HashMap<u64, Proposal>,
-    /// The term in which they were proposed.
+    /// The term in which they were proposed. Only one entry of a term is ever at an index.
     pending_term: u64,
     snapshot_interval: u64,
 }
@@ -49,9 +70,7 @@ pub(super) struct Member {
 pub(super) fn bootstrap(log: &Log, raft_id: u64, initial: Vec<Change>) -> Result<(), StartError> {
     let refused = |cause: ProposeError| StartError::Initial(cause.into());
     // Through bytes, as every other change: what cannot be read back must not get in.
-    let bytes = encode_batch(0, &initial).map_err(refused)?;
-    let (_id, changes) =
-        decode_batch(&bytes).map_err(|source| refused(ProposeError::Invalid(source)))?;
+    let (_bytes, changes) = encode_batch(&initial).map_err(refused)?;
     let metadata = first_snapshot(raft_id);
     let mut state = State::default();
     state.apply(metadata.index, changes);
@@ -138,11 +157,7 @@ impl Member {
 
     /// Puts a proposal into the log, or finishes it with the reason why not.
     pub(super) fn propose(&mut self, encoded: Encoded) {
-        let Encoded {
-            id,
-            bytes,
-            proposal,
-        } = encoded;
+        let Encoded { bytes, proposal } = encoded;
         let outcome = if proposal.term != self.core.term() {
             Err(Refused::NotLeader)
         } else {
@@ -159,9 +174,9 @@ impl Member {
             }
         };
         match outcome {
-            Ok(()) => {
+            Ok(index) => {
                 self.pending_term = proposal.term;
-                self.pending.insert(id, proposal);
+                self.pending.insert(index, proposal);
             }
             Err(Refused::Busy) => {
                 proposal.finish(Err(ProposeError::Unavailable(Unavailable::Busy)));
@@ -241,20 +256,23 @@ impl Member {
         } else {
             self.apply_member(index, &entry.context)?
         };
-        // A new leader's first entry is empty, and so is one that gives a member its vote.
-        let (id, changes) = if batch.is_empty() {
-            (None, Vec::new())
+        let mut own = if entry.term == self.pending_term {
+            self.pending.remove(&index)
         } else {
-            let (id, changes) =
-                decode_batch(&batch).map_err(|source| NodeError::Entry { index, source })?;
-            (Some(id), changes)
+            None
+        };
+        let changes = match &mut own {
+            // Read from the same bytes, before they were proposed.
+            Some(proposal) => std::mem::take(&mut proposal.changes),
+            // A new leader's first entry is empty, and so is one that gives a member its vote.
+            None => decode_batch(&batch).map_err(|source| NodeError::Entry { index, source })?,
         };
         self.replica.apply(index, changes);
         self.core.applied(PositionRecord {
             index,
             term: entry.term,
         });
-        if let Some(proposal) = id.and_then(|id| self.pending.remove(&id)) {
+        if let Some(proposal) = own {
             proposal.finish(Ok(()));
         }
         Ok(())
@@ -286,7 +304,7 @@ impl Member {
         });
         if !self.core.is_leader() || self.core.term() != self.pending_term {
             // Whether they are committed is now another leader's business.
-            for (_id, proposal) in self.pending.drain() {
+            for (_index, proposal) in self.pending.drain() {
                 proposal.finish(Err(ProposeError::Unavailable(Unavailable::LeaderChanged)));
             }
         }

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,7 +27,6 @@ use crate::seal::Seal;
 use crate::serve::Dialer;
 use crate::store::{
     Backend, Change, Leadership, Proposal, ProposeError, Replica, State, Store, Unavailable,
-    encode_batch,
 };
 
 /// Time between two ticks of Raft: ten without a heartbeat make a follower ask for votes.
@@ -168,7 +167,9 @@ impl Node {
                 let _ = end.send(thread.run());
             })
             .map_err(StartError::Thread)?;
-        let backend = RaftBackend::new(inputs.clone());
+        let backend = RaftBackend {
+            inputs: inputs.clone(),
+        };
         let node = Self {
             raft_id,
             inputs,
@@ -307,36 +308,12 @@ impl Inbox {
 /// Encodes proposals and queues them for the thread.
 struct RaftBackend {
     inputs: SyncSender<Input>,
-    /// Upper half of the proposal ids of this run: those of an earlier run, still in the log, must
-    /// not be taken for this one's.
-    nonce: u32,
-    next: AtomicU32,
-}
-
-impl RaftBackend {
-    fn new(inputs: SyncSender<Input>) -> Self {
-        Self {
-            inputs,
-            nonce: rand::random(),
-            next: AtomicU32::new(0),
-        }
-    }
 }
 
 impl Backend for RaftBackend {
-    fn propose(&self, mut proposal: Proposal) {
-        // Wraps after four thousand million updates, when the first are long applied.
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let id = u64::from(self.nonce) << 32 | u64::from(number);
-        let changes = std::mem::take(&mut proposal.changes);
-        let bytes = match encode_batch(id, &changes) {
-            Ok(bytes) => bytes,
-            Err(refused) => return proposal.finish(Err(refused)),
-        };
-        let encoded = Encoded {
-            id,
-            bytes,
-            proposal,
+    fn propose(&self, proposal: Proposal) {
+        let Some(encoded) = Encoded::of(proposal) else {
+            return;
         };
         let (cause, input) = match self.inputs.try_send(Input::Propose(encoded)) {
             Ok(()) => return,
@@ -344,9 +321,7 @@ impl Backend for RaftBackend {
             Err(TrySendError::Disconnected(input)) => (Unavailable::Stopped, input),
         };
         if let Input::Propose(encoded) = input {
-            encoded
-                .proposal
-                .finish(Err(ProposeError::Unavailable(cause)));
+            encoded.refuse(ProposeError::Unavailable(cause));
         }
     }
 

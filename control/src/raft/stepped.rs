@@ -14,8 +14,7 @@ use super::log::Log;
 use super::member::{Encoded, Member};
 use super::record::{MembersRecord, SnapshotRecord};
 use crate::store::{
-    Change, MemberChange, Proposal, ProposeError, Replica, State, decode_batch, encode_batch,
-    encode_snapshot,
+    Change, MemberChange, Proposal, ProposeError, Replica, State, encode_batch, encode_snapshot,
 };
 
 /// The outcome of a proposal, once there is one.
@@ -101,9 +100,7 @@ pub(crate) fn format(
     };
     metadata.set_conf_state(members);
     let refused = |cause: ProposeError| StartError::Initial(cause.into());
-    let bytes = encode_batch(0, &initial).map_err(refused)?;
-    let (_id, changes) =
-        decode_batch(&bytes).map_err(|source| refused(ProposeError::Invalid(source)))?;
+    let (_bytes, changes) = encode_batch(&initial).map_err(refused)?;
     let mut state = State::default();
     state.apply(metadata.index, changes);
     let snapshot = SnapshotRecord {
@@ -174,30 +171,24 @@ impl Stepped {
         Arc::clone(&self.turn).try_lock_owned().ok()
     }
 
-    /// Proposes `changes`, and with them a change of members, under the id `id`, made up in `term`.
+    /// Proposes `changes`, and with them a change of members, made up in `term`.
     pub(crate) fn propose(
         &mut self,
-        id: u64,
-        changes: &[Change],
+        changes: Vec<Change>,
         member: Option<MemberChange>,
         term: u64,
         turn: OwnedMutexGuard<()>,
     ) -> Outcome {
         let (done, outcome) = oneshot::channel();
         let proposal = Proposal {
-            changes: Vec::new(),
+            changes,
             member,
             term,
             done,
             turn,
         };
-        match encode_batch(id, changes) {
-            Ok(bytes) => self.member.propose(Encoded {
-                id,
-                bytes,
-                proposal,
-            }),
-            Err(refused) => proposal.finish(Err(refused)),
+        if let Some(encoded) = Encoded::of(proposal) {
+            self.member.propose(encoded);
         }
         outcome
     }

@@ -8,24 +8,19 @@ use swarm_model::{NodeId, SessionId, TaskId, TaskStatus, Timestamp};
 
 use super::manager::{Output, ToAgent};
 use crate::dispatch::{Liveness, Report, Sessions, welcome};
-use crate::leader::{PASSES, Planner};
+use crate::leader::Planner;
 use crate::store::State;
 
 /// Where the passes stand.
 #[derive(Clone, Copy, Debug)]
 enum Planning {
-    /// None wanted a change of the state at this index; asked again when something is news, or at
+    /// The last round wanted no change of the state at this index; asked again when something is news, or at
     /// this time.
     Rests(u64, Option<Timestamp>),
-    /// The pass with this number is to run, or runs.
-    Runs {
-        pass: usize,
-        /// Whether no pass of this round wanted a change.
-        is_quiet: bool,
-        /// The index at which this round began.
-        since: u64,
-        wake_at: Option<Timestamp>,
-    },
+    /// A round waits for its turn, or for its outcome. It began at this index.
+    Runs(u64),
+    /// The last round made changes: the next is to follow.
+    Goes,
 }
 
 /// One leader's time.
@@ -62,12 +57,7 @@ impl Lead {
             is_judging: false,
             sessions: Sessions::new(state),
             streams: BTreeMap::new(),
-            planning: Planning::Runs {
-                pass: PASSES.len(),
-                is_quiet: false,
-                since: 0,
-                wake_at: None,
-            },
+            planning: Planning::Goes,
             seen_drained: BTreeSet::new(),
             published: state.index(),
         }
@@ -163,53 +153,35 @@ impl Lead {
         true
     }
 
-    /// The pass that is to run now, if one is.
-    pub(super) fn next_pass(&mut self, index: u64, now: Timestamp) -> Option<usize> {
-        match &mut self.planning {
+    /// Whether a round of the passes is to run now. Who is told so runs it.
+    pub(super) fn begins_round(&mut self, index: u64, now: Timestamp) -> bool {
+        match &self.planning {
             Planning::Rests(seen, wake_at) => {
                 let is_due = wake_at.is_some_and(|at| at <= now);
                 if *seen == index && !is_due && self.seen_drained == self.drained {
-                    return None;
+                    return false;
                 }
             }
-            Planning::Runs { pass, .. } if *pass < PASSES.len() => return None,
-            Planning::Runs { .. } => {}
+            Planning::Runs(_) => return false,
+            Planning::Goes => {}
         }
         self.seen_drained.clone_from(&self.drained);
-        self.planning = Planning::Runs {
-            pass: 0,
-            is_quiet: true,
-            since: index,
-            wake_at: None,
-        };
-        Some(0)
+        self.planning = Planning::Runs(index);
+        true
     }
 
-    /// Takes note that a pass has made `count` changes and asked for a time; gives the next of its
-    /// round.
-    pub(super) fn passed(&mut self, count: usize, asked: Option<Timestamp>) -> Option<usize> {
-        let Planning::Runs {
-            pass,
-            is_quiet,
-            since,
-            wake_at,
-        } = &mut self.planning
-        else {
-            return None;
-        };
-        *pass += 1;
-        *is_quiet &= count == 0;
-        *wake_at = wake_at.iter().copied().chain(asked).min();
-        if *pass < PASSES.len() {
-            return Some(*pass);
+    /// Takes note that a round has made `count` changes and asked for a time.
+    pub(super) fn passed(&mut self, count: usize, asked: Option<Timestamp>) {
+        if let Planning::Runs(since) = self.planning {
+            self.planning = if count == 0 {
+                Planning::Rests(since, asked)
+            } else {
+                Planning::Goes
+            };
         }
-        if *is_quiet {
-            self.planning = Planning::Rests(*since, *wake_at);
-        }
-        None
     }
 
-    /// Takes note that a pass's changes are not known to be made: asked again at `at`.
+    /// Takes note that a round's changes are not known to be made: asked again at `at`.
     pub(super) fn interrupted(&mut self, at: Timestamp) {
         self.planning = Planning::Rests(self.published, Some(at));
     }

@@ -19,8 +19,7 @@ use super::view::View;
 use crate::bootstrap::{FIRST_RAFT_ID, Founder, new_swarm};
 use crate::ca::RootCa;
 use crate::dispatch::{Report, Verdict, greet, judge, observe};
-use crate::leader::{CHANGES_MAX, PASSES, take_over};
-use crate::orchestrate::Batch;
+use crate::leader::{CHANGES_MAX, Round, take_over};
 use crate::raft::{self, Committed, Envelope, Stepped};
 use crate::store::{Change, Leadership, ProposeError, State, UPDATE_DEADLINE};
 
@@ -176,8 +175,8 @@ enum Purpose {
     Call(u64, Request),
     /// What a new leader changes first.
     TakeOver,
-    /// A pass, by its number, of the leader of this term.
-    Pass(usize),
+    /// A round of the passes.
+    Round,
     /// Reports of agents.
     Record(Vec<Report>),
     /// Nodes that fell silent, or are back.
@@ -191,7 +190,7 @@ enum Purpose {
 struct Note {
     /// How many changes it makes.
     count: usize,
-    /// The time that a pass asked for.
+    /// The time that a round asked for.
     asked: Option<Timestamp>,
     /// What was found out about nodes.
     verdicts: Vec<NodeId>,
@@ -214,8 +213,6 @@ pub struct Manager {
     rng: ChaCha12Rng,
     waiting: VecDeque<Purpose>,
     under_way: Option<UnderWay>,
-    /// Of the next proposal; begins anywhere, so that those of an earlier run are not taken for it.
-    next_id: u64,
     /// Some while this manager leads, once it has taken over.
     lead: Option<Lead>,
     /// The term in which it has begun to take over.
@@ -251,7 +248,6 @@ impl Manager {
         Ok(Self {
             node_id,
             stepped: stepped.map_err(Stopped::because)?,
-            next_id: u64::from(rng.random::<u32>()) << 32,
             rng,
             waiting: VecDeque::new(),
             under_way: None,
@@ -418,8 +414,8 @@ impl Manager {
             let reports = lead.reports.drain(..count).collect();
             self.waiting.push_back(Purpose::Record(reports));
         }
-        if let Some(pass) = lead.next_pass(index, now) {
-            self.waiting.push_back(Purpose::Pass(pass));
+        if lead.begins_round(index, now) {
+            self.waiting.push_back(Purpose::Round);
         }
     }
 
@@ -479,9 +475,8 @@ impl Manager {
                 self.finish(purpose, note, Outcome::Done, now, output);
             }
             Ok((changes, note)) => {
-                self.next_id += 1;
                 let term = leadership.term;
-                let outcome = (self.stepped).propose(self.next_id, &changes, member, term, turn);
+                let outcome = (self.stepped).propose(changes, member, term, turn);
                 self.under_way = Some(UnderWay {
                     purpose,
                     note,
@@ -515,13 +510,11 @@ impl Manager {
                     .changes(state, node_id, now, rng)
                     .map_err(|refusal| refusal.to_string())?,
                 Purpose::TakeOver => take_over(state, node_id, now),
-                Purpose::Pass(pass) => {
+                Purpose::Round => {
                     let lead = lead.as_mut().ok_or_else(gone)?;
-                    let mut batch = Batch::new(now, CHANGES_MAX);
-                    let pass = *PASSES.get(*pass).ok_or_else(gone)?;
-                    lead.planner.run(pass, state, &lead.drained, &mut batch);
-                    let (changes, asked) = batch.into_parts();
-                    note.asked = asked;
+                    let Round { changes, wake_at } =
+                        lead.planner.round(state, &lead.drained, now, CHANGES_MAX);
+                    note.asked = wake_at;
                     changes
                 }
                 Purpose::Record(reports) => observe(state, reports, now),
@@ -566,14 +559,12 @@ impl Manager {
                 }
             }
             Purpose::TakeOver => self.retry_at = Some(now.after(RETRY_DELAY)),
-            Purpose::Pass(_) => {
+            Purpose::Round => {
                 let Some(lead) = &mut self.lead else {
                     return;
                 };
                 if is_done {
-                    if let Some(next) = lead.passed(note.count, note.asked) {
-                        self.waiting.push_back(Purpose::Pass(next));
-                    }
+                    lead.passed(note.count, note.asked);
                 } else {
                     lead.interrupted(now.after(RETRY_DELAY));
                 }

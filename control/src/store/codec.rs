@@ -30,11 +30,10 @@ pub(crate) enum CodecError {
     Key(#[source] InvalidId),
 }
 
-/// The bytes of one log entry. What they give when decoded is tried here, before they enter the
-/// log, where a batch that nobody can read would stop every manager.
-pub(crate) fn encode_batch(proposal_id: u64, changes: &[Change]) -> Result<Vec<u8>, ProposeError> {
+/// The bytes of one log entry, and the changes as every manager will read them from these. They are
+/// read here, before they enter the log, where a batch that nobody can read would stop every manager.
+pub(crate) fn encode_batch(changes: &[Change]) -> Result<(Vec<u8>, Vec<Change>), ProposeError> {
     let batch = v1::ChangeBatch {
-        proposal_id,
         changes: changes.iter().map(v1::Change::from).collect(),
     };
     let size = batch.encoded_len();
@@ -43,18 +42,14 @@ pub(crate) fn encode_batch(proposal_id: u64, changes: &[Change]) -> Result<Vec<u
         return Err(ProposeError::TooLarge { size, limit });
     }
     let bytes = batch.encode_to_vec();
-    decode_batch(&bytes).map_err(ProposeError::Invalid)?;
-    Ok(bytes)
+    let read = decode_batch(&bytes).map_err(ProposeError::Invalid)?;
+    Ok((bytes, read))
 }
 
-/// The proposal id and the changes of one log entry.
-pub(crate) fn decode_batch(bytes: &[u8]) -> Result<(u64, Vec<Change>), CodecError> {
-    let v1::ChangeBatch {
-        proposal_id,
-        changes,
-    } = v1::ChangeBatch::decode(bytes).map_err(CodecError::Bytes)?;
-    let changes = changes.into_iter().map(Change::try_from);
-    Ok((proposal_id, changes.collect::<Result<_, _>>()?))
+/// The changes of one log entry.
+pub(crate) fn decode_batch(bytes: &[u8]) -> Result<Vec<Change>, CodecError> {
+    let v1::ChangeBatch { changes } = v1::ChangeBatch::decode(bytes).map_err(CodecError::Bytes)?;
+    changes.into_iter().map(Change::try_from).collect()
 }
 
 /// The bytes of a whole state; its index is not among them.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Change, CodecError, State};
 #[cfg(test)]
-use super::{decode_batch, encode_batch};
+use super::encode_batch;
+use super::{Change, CodecError, State};
 
 /// How long an update may take, waiting for its turn included. Several election timeouts, so that
 /// a change of leader is told apart from a stuck disk; shorter than a person's patience.
@@ -363,9 +363,7 @@ struct Memory(Arc<Replica>);
 impl Backend for Memory {
     fn propose(&self, mut proposal: Proposal) {
         let changes = std::mem::take(&mut proposal.changes);
-        let decoded = encode_batch(0, &changes)
-            .and_then(|bytes| decode_batch(&bytes).map_err(ProposeError::Invalid));
-        proposal.finish(decoded.map(|(_id, changes)| {
+        proposal.finish(encode_batch(&changes).map(|(_bytes, changes)| {
             let index = self.0.read(State::index) + 1;
             self.0.apply(index, changes);
         }));

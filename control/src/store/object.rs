@@ -27,7 +27,6 @@ pub(crate) enum Object {
 
 impl Object {
     /// What it is found by.
-    #[cfg(test)]
     pub(crate) fn key(&self) -> ObjectKey {
         match self {
             Self::Cluster(cluster) => cluster.id.clone().into(),
@@ -115,6 +114,14 @@ conversions!(
 );
 
 impl Change {
+    /// What it is about.
+    pub(crate) fn key(&self) -> ObjectKey {
+        match self {
+            Self::Put(object) => object.key(),
+            Self::Remove(key) => key.clone(),
+        }
+    }
+
     /// The change that forgets what `id` names.
     pub(crate) fn remove(id: impl Into<ObjectKey>) -> Self {
         Self::Remove(id.into())

@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, oneshot};
 use super::error::NodeError;
 use super::log::Log;
 use super::member::{Encoded, Member, bootstrap};
-use crate::store::{Change, MemberChange, Proposal, ProposeError, Replica, State, encode_batch};
+use crate::store::{Change, MemberChange, Proposal, ProposeError, Replica, State};
 use disk::Disk;
 
 /// Small, so that tests come past it often.
@@ -30,7 +30,6 @@ struct Running {
     member: Member,
     replica: Arc<Replica>,
     disk: Disk,
-    next_id: u64,
 }
 
 fn bootstrapped(raft_id: u64) -> Disk {
@@ -53,7 +52,6 @@ impl Running {
             member,
             replica,
             disk,
-            next_id: 0,
         })
     }
 
@@ -72,19 +70,15 @@ impl Running {
 
     fn reconfigure(&mut self, changes: &[Change], member: Option<MemberChange>) -> Outcome {
         let (done, outcome) = oneshot::channel();
-        self.next_id += 1;
         let turn = Arc::new(Mutex::new(())).try_lock_owned().unwrap();
-        self.member.propose(Encoded {
-            id: self.next_id,
-            bytes: encode_batch(self.next_id, changes).unwrap(),
-            proposal: Proposal {
-                changes: Vec::new(),
-                member,
-                term: self.replica.leadership().term,
-                done,
-                turn,
-            },
+        let encoded = Encoded::of(Proposal {
+            changes: changes.to_vec(),
+            member,
+            term: self.replica.leadership().term,
+            done,
+            turn,
         });
+        self.member.propose(encoded.unwrap());
         outcome
     }
 
