@@ -15,6 +15,12 @@ mod redacted;
 /// through every method there is.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+/// The line of metadata with which a call of `Control` asks for a consistent answer.
+pub const CONSISTENCY_METADATA: &str = "swarm-consistency";
+
+/// Its one value: the answer sees everything that was acknowledged before the call, by any manager.
+pub const LINEARIZABLE: &str = "linearizable";
+
 pub mod v1 {
     //! Generated from `proto/swarm/v1`. Meanings stand in the `.proto` files.
     #![allow(

@@ -72,6 +72,8 @@ pub(super) struct Outcome {
     pub(super) committed: Vec<Entry>,
     /// To be sent to other members.
     pub(super) messages: Vec<Message>,
+    /// Reads, by their numbers, that are good from an index on.
+    pub(super) reads: Vec<(u64, u64)>,
 }
 
 /// A step that Raft wants done. Dropping it without [`Step::persisted`] means that the write
@@ -230,6 +232,17 @@ impl Core {
         let taken = self.raw.propose(Vec::new(), data);
         taken.map_err(|_dropped| Refused::Busy)?;
         Ok(self.raw.raft.raft_log.last_index())
+    }
+
+    /// Asks the other members whether this one still leads, for the read `number`, which no other one of
+    /// this run may have. It is told with an [`Outcome`]; not at all when this member ceases to lead.
+    pub(super) fn read_index(&mut self, number: u64) -> Result<(), Refused> {
+        // Before its first own entry is committed, a leader may not know all that was.
+        if !self.is_caught_up_leader() {
+            return Err(Refused::NotLeader);
+        }
+        self.raw.read_index(number.to_be_bytes().to_vec());
+        Ok(())
     }
 
     /// Puts a change of members at the end of the log, if this member leads; `batch` is applied in
@@ -396,6 +409,11 @@ impl Core {
     }
 }
 
+/// The number that was given to [`Core::read_index`].
+fn read_number(context: &[u8]) -> Option<u64> {
+    context.try_into().ok().map(u64::from_be_bytes)
+}
+
 /// A change of members in raft-rs's words.
 fn conf_change(action: MemberAction, raft_id: u64) -> ConfChange {
     ConfChange {
@@ -431,6 +449,10 @@ impl Step<'_> {
             cache.set_hard_state(hard_state.clone());
         }
         outcome.messages = ready.take_persisted_messages();
+        let reads = ready.take_read_states().into_iter();
+        outcome.reads = reads
+            .filter_map(|read| Some((read_number(&read.request_ctx)?, read.index)))
+            .collect();
         outcome.committed = ready.take_committed_entries();
         let mut light = raw.advance_append(ready);
         if let Some(commit) = light.commit_index() {

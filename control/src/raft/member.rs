@@ -11,12 +11,13 @@ use super::cache::{Cache, takes_part};
 use super::core::{Core, Refused, Write, first_snapshot};
 use super::error::{NodeError, StartError};
 use super::log::{Log, Recovered};
+use super::reads::{Reader, Reads};
 use super::record::{
     MemberAction, MemberChangeRecord, MembersRecord, PositionRecord, RecordError, SnapshotRecord,
 };
 use crate::store::{
-    Change, Leadership, MemberChange, Members, Proposal, ProposeError, Replica, State, Unavailable,
-    decode_batch, decode_snapshot, encode_batch, encode_snapshot,
+    Change, Leadership, MemberChange, Members, Proposal, ProposeError, ReadError, Replica, State,
+    Unavailable, decode_batch, decode_snapshot, encode_batch, encode_snapshot,
 };
 
 /// Entries after which a snapshot is taken (swarmkit's `SnapshotInterval`).
@@ -63,6 +64,7 @@ pub(super) struct Member {
     pending: HashMap<u64, Proposal>,
     /// The term in which they were proposed. Only one entry of a term is ever at an index.
     pending_term: u64,
+    reads: Reads,
     snapshot_interval: u64,
 }
 
@@ -107,6 +109,7 @@ impl Member {
             replica,
             pending: HashMap::new(),
             pending_term: 0,
+            reads: Reads::default(),
             snapshot_interval,
         })
     }
@@ -189,6 +192,22 @@ impl Member {
         }
     }
 
+    /// Tells `reader` as soon as the state holds everything that was acknowledged until now, by any
+    /// member, or why it is not known to.
+    pub(super) fn read_index(&mut self, reader: Reader) {
+        if !self.reads.have_room() {
+            let _ = reader.send(Err(ReadError::Busy));
+            return;
+        }
+        let number = self.reads.number();
+        match self.core.read_index(number) {
+            Ok(()) => self.reads.wait(number, self.core.term(), reader),
+            Err(_refused) => {
+                let _ = reader.send(Err(ReadError::NotLeader));
+            }
+        }
+    }
+
     /// Does everything that Raft wants done: writes, applies, takes snapshots, tells who watches.
     /// Returns what is to be sent to other members.
     ///
@@ -209,6 +228,9 @@ impl Member {
             }
             for entry in outcome.committed {
                 self.apply(entry)?;
+            }
+            for (number, index) in outcome.reads {
+                self.reads.confirm(number, index);
             }
             self.publish();
         }
@@ -297,12 +319,15 @@ impl Member {
     }
 
     fn publish(&mut self) {
+        let (is_leader, term) = (self.core.is_leader(), self.core.term());
+        self.reads.follow(is_leader, term);
+        self.reads.release(self.core.applied_position().index);
         self.replica.set_leadership(Leadership {
             leader: self.core.is_caught_up_leader(),
-            term: self.core.term(),
+            term,
             leader_id: self.core.leader_id(),
         });
-        if !self.core.is_leader() || self.core.term() != self.pending_term {
+        if !is_leader || term != self.pending_term {
             // Whether they are committed is now another leader's business.
             for (_index, proposal) in self.pending.drain() {
                 proposal.finish(Err(ProposeError::Unavailable(Unavailable::LeaderChanged)));

@@ -11,6 +11,7 @@
 //! * `sealer`: what is on disk is sealed with a key of this manager's own; `key_file`: that key.
 //! * `cache`: the log as raft-rs reads it, in memory.
 //! * `member`: core, log and state together, one synchronous step at a time.
+//! * `reads`: reads that wait until a majority has confirmed that this member still leads.
 //! * `alone`: what is left of a log whose other members are lost.
 //! * `node`: the thread that gives them a clock and a queue.
 //! * `stepped`: the same without a thread, for `simulation`.
@@ -26,7 +27,7 @@
 //! * A message counts only if it comes over a connection of the manager that it says it is from.
 //! * A new member has no vote before it has caught up: it can hold nobody up.
 //!
-//! Deliberately absent: reads that ask a majority first; changing several members at once.
+//! Deliberately absent: changing several members at once.
 
 mod alone;
 mod cache;
@@ -38,6 +39,7 @@ mod key_file;
 mod log;
 mod member;
 mod node;
+mod reads;
 mod record;
 mod sealer;
 mod serve;
@@ -57,5 +59,5 @@ pub(crate) use log::LogError;
 pub(crate) use node::{Config, Node};
 pub(crate) use serve::RaftService;
 pub use stepped::{Committed, Envelope};
-pub(crate) use stepped::{Outcome, Stepped, format, join};
+pub(crate) use stepped::{Outcome, Reading, Stepped, format, join};
 pub(crate) use transport::{AddressBook, Superseded};

@@ -21,12 +21,14 @@ use super::error::{AloneError, NodeError, StartError};
 use super::key_file::{KeptKey, SealedKey};
 use super::log::{Log, LogError};
 use super::member::{Encoded, Member, SNAPSHOT_INTERVAL, bootstrap};
+use super::reads::Reader;
 use super::serve::RaftService;
 use super::transport::{AddressBook, Superseded, Transport};
 use crate::seal::Seal;
 use crate::serve::Dialer;
 use crate::store::{
-    Backend, Change, Leadership, Proposal, ProposeError, Replica, State, Store, Unavailable,
+    Backend, Change, Leadership, Proposal, ProposeError, ReadError, Replica, State, Store,
+    Unavailable,
 };
 
 /// Time between two ticks of Raft: ten without a heartbeat make a follower ask for votes.
@@ -68,6 +70,7 @@ pub(crate) struct Node {
 
 enum Input {
     Propose(Encoded),
+    ReadIndex(Reader),
     Receive(Box<Message>),
     Unreachable(u64),
     SnapshotSent {
@@ -325,6 +328,17 @@ impl Backend for RaftBackend {
         }
     }
 
+    fn read_index(&self, done: Reader) {
+        let (cause, input) = match self.inputs.try_send(Input::ReadIndex(done)) {
+            Ok(()) => return,
+            Err(TrySendError::Full(input)) => (ReadError::Busy, input),
+            Err(TrySendError::Disconnected(input)) => (ReadError::Stopped, input),
+        };
+        if let Input::ReadIndex(done) = input {
+            let _ = done.send(Err(cause));
+        }
+    }
+
     fn hand_over(&self) {
         // Whoever wants it watches the leadership, and asks again.
         let _ = self.inputs.try_send(Input::HandOver);
@@ -404,6 +418,7 @@ impl Thread {
 fn take(member: &mut Member, input: Input) {
     match input {
         Input::Propose(encoded) => member.propose(encoded),
+        Input::ReadIndex(reader) => member.read_index(reader),
         Input::Receive(message) => member.receive(*message),
         Input::Unreachable(raft_id) => member.unreachable(raft_id),
         Input::SnapshotSent { raft_id, arrived } => member.snapshot_sent(raft_id, arrived),

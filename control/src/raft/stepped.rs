@@ -14,11 +14,15 @@ use super::log::Log;
 use super::member::{Encoded, Member};
 use super::record::{MembersRecord, SnapshotRecord};
 use crate::store::{
-    Change, MemberChange, Proposal, ProposeError, Replica, State, encode_batch, encode_snapshot,
+    Change, MemberChange, Proposal, ProposeError, ReadError, Replica, State, encode_batch,
+    encode_snapshot,
 };
 
 /// The outcome of a proposal, once there is one.
 pub(crate) type Outcome = oneshot::Receiver<Result<(), ProposeError>>;
+
+/// The outcome of a read, once there is one.
+pub(crate) type Reading = oneshot::Receiver<Result<(), ReadError>>;
 
 /// A message from one member of Raft to another.
 #[derive(Clone, Debug)]
@@ -190,6 +194,13 @@ impl Stepped {
         if let Some(encoded) = Encoded::of(proposal) {
             self.member.propose(encoded);
         }
+        outcome
+    }
+
+    /// Begins a read that is to see everything acknowledged until now.
+    pub(crate) fn read_index(&mut self) -> Reading {
+        let (done, outcome) = oneshot::channel();
+        self.member.read_index(done);
         outcome
     }
 

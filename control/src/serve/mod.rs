@@ -19,6 +19,7 @@
 mod authorise;
 mod cluster;
 mod connection;
+mod consistent;
 mod control;
 mod dial;
 mod drain;

@@ -21,6 +21,7 @@ use tower::layer::util::{Identity as NoLayer, Stack};
 
 use super::authorise::AuthoriseLayer;
 use super::connection::Connection;
+use super::consistent::ConsistentLayer;
 use super::control::ControlService;
 use super::forward::{ForwardLayer, Forwarder};
 use super::join_managers::ManagersService;
@@ -139,9 +140,9 @@ pub(crate) async fn serve_local(
     serve(router, connections, socket::accept(listener, ready), stop).await
 }
 
-type Authorising = Stack<ForwardLayer, Stack<AuthoriseLayer, NoLayer>>;
+type Layers = Stack<ConsistentLayer, Stack<ForwardLayer, Stack<AuthoriseLayer, NoLayer>>>;
 
-fn builder(store: &Store, forwarder: Forwarder) -> Server<Authorising> {
+fn builder(store: &Store, forwarder: Forwarder) -> Server<Layers> {
     Server::builder()
         .concurrency_limit_per_connection(MAX_CONCURRENT_CALLS)
         .max_concurrent_streams(MAX_STREAMS)
@@ -151,10 +152,11 @@ fn builder(store: &Store, forwarder: Forwarder) -> Server<Authorising> {
         // The outer one first.
         .layer(AuthoriseLayer(store.clone()))
         .layer(ForwardLayer(forwarder))
+        .layer(ConsistentLayer(store.clone()))
 }
 
 async fn serve(
-    router: Router<Authorising>,
+    router: Router<Layers>,
     connections: mpsc::Receiver<std::io::Result<Connection>>,
     accept: impl Future<Output = ()>,
     stop: CancellationToken,

@@ -155,6 +155,8 @@ pub struct Output {
     pub envelopes: Vec<Envelope>,
     /// To who called.
     pub answers: Vec<Answer>,
+    /// To who reads, by the caller's number: the state, or none where this manager is not known to lead.
+    pub reads: Vec<(u64, Option<View>)>,
     /// To agents: the node, the number of the stream that it opened, and what is sent.
     pub to_agents: Vec<(NodeId, u64, ToAgent)>,
 }
@@ -221,6 +223,8 @@ pub struct Manager {
     retry_at: Option<Timestamp>,
     /// Streams that agents opened here in vain.
     refused: Vec<(NodeId, u64)>,
+    /// Reads that wait, with their callers' numbers.
+    reading: Vec<(u64, raft::Reading)>,
 }
 
 impl fmt::Debug for Manager {
@@ -255,6 +259,7 @@ impl Manager {
             took_over: 0,
             retry_at: None,
             refused: Vec::new(),
+            reading: Vec::new(),
         })
     }
 
@@ -321,6 +326,26 @@ impl Manager {
         self.waiting.push_back(Purpose::Call(call, request));
     }
 
+    /// Begins a read that is to see everything acknowledged until now; `call` is the caller's number for
+    /// it. A later [`Manager::run`] answers it, unless its caller has to give up.
+    pub fn read(&mut self, call: u64) {
+        self.reading.push((call, self.stepped.read_index()));
+    }
+
+    /// Answers the reads that are done.
+    fn answer_reads(&mut self, output: &mut Output) {
+        let replica = self.stepped.replica();
+        self.reading.retain_mut(|(call, reading)| {
+            let read = match reading.try_recv() {
+                Ok(Ok(())) => Some(View(replica.read(State::clone))),
+                Ok(Err(_refused)) => None,
+                Err(_nothing_yet) => return true,
+            };
+            output.reads.push((*call, read));
+            false
+        });
+    }
+
     /// Does all there is to do at `now`.
     ///
     /// # Errors
@@ -331,6 +356,7 @@ impl Manager {
         loop {
             let envelopes = self.stepped.run().map_err(Stopped::because)?;
             output.envelopes.extend(envelopes);
+            self.answer_reads(&mut output);
             self.conclude(now, &mut output);
             self.follow(now, &mut output);
             if !self.begin(now, &mut output) {

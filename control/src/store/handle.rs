@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 #[cfg(test)]
 use super::encode_batch;
@@ -15,6 +15,10 @@ use super::{Change, CodecError, State};
 /// How long an update may take, waiting for its turn included. Several election timeouts, so that
 /// a change of leader is told apart from a stuck disk; shorter than a person's patience.
 pub(crate) const UPDATE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a read may wait to be confirmed: beyond the two seconds within which a leader that no
+/// majority answers finds out, and ceases to lead.
+const READ_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Who leads, as this manager knows it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +115,26 @@ pub(crate) enum Unavailable {
     Stopped,
 }
 
+/// Why a read is not known to see everything that was acknowledged before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// Another manager leads, or none.
+    #[error("this manager does not lead the swarm any more: ask again in a moment")]
+    NotLeader,
+    /// No majority of the managers answered within [`READ_DEADLINE`].
+    #[error(
+        "too few managers have confirmed within {}s that this one still leads: ask again in a moment, or \
+         without --consistent", READ_DEADLINE.as_secs()
+    )]
+    Timeout,
+    /// Too many reads wait.
+    #[error("too many consistent reads are under way: try again in a moment")]
+    Busy,
+    /// This manager is stopping, or its log failed.
+    #[error("this manager's log has stopped: see the manager's own log for the cause")]
+    Stopped,
+}
+
 /// Why a backend did not apply a proposal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ProposeError {
@@ -163,6 +187,12 @@ impl Proposal {
 pub(crate) trait Backend: Send + Sync {
     /// Takes a proposal, finishing it at once or later. Never blocks.
     fn propose(&self, proposal: Proposal);
+
+    /// Tells `done` as soon as the state holds everything that was acknowledged until now. Never
+    /// blocks. Where there is no other manager it always does.
+    fn read_index(&self, done: oneshot::Sender<Result<(), ReadError>>) {
+        let _ = done.send(Ok(()));
+    }
 
     /// Asks for another manager to lead in place of this one. Nothing happens where there is none.
     fn hand_over(&self) {}
@@ -270,6 +300,21 @@ impl Store {
     /// it is quick and takes copies of what it needs.
     pub(crate) fn read<R>(&self, f: impl FnOnce(&State) -> R) -> R {
         self.replica.read(f)
+    }
+
+    /// Returns once what [`Store::read`] sees holds everything that was acknowledged before the call, by
+    /// whichever manager: what is read then is linearisable. Only the leader can.
+    ///
+    /// # Errors
+    /// When this manager is not known to lead still.
+    pub(crate) async fn read_index(&self) -> Result<(), ReadError> {
+        let (done, outcome) = oneshot::channel();
+        self.backend.read_index(done);
+        match timeout(READ_DEADLINE, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_dropped)) => Err(ReadError::Stopped),
+            Err(_elapsed) => Err(ReadError::Timeout),
+        }
     }
 
     /// Makes the changes that `f` wants, given the newest state, all together or not at all;

@@ -26,7 +26,7 @@ mod tests;
 pub(crate) use codec::{CodecError, decode_batch, decode_snapshot, encode_batch, encode_snapshot};
 pub(crate) use handle::{Backend, Proposal, ProposeError, Replica};
 pub(crate) use handle::{
-    Leadership, MemberChange, Members, Store, UPDATE_DEADLINE, Unavailable, UpdateError,
+    Leadership, MemberChange, Members, ReadError, Store, UPDATE_DEADLINE, Unavailable, UpdateError,
 };
 pub(crate) use object::{Change, Object, ObjectKey};
 pub(crate) use state::State;

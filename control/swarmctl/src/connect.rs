@@ -4,11 +4,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use swarm_api::v1;
 use swarm_api::v1::control_client::ControlClient;
 use swarm_api::v1::local_agent_client::LocalAgentClient;
 use swarm_api::v1::local_control_client::LocalControlClient;
+use swarm_api::{CONSISTENCY_METADATA, LINEARIZABLE, v1};
 use tokio::net::UnixStream;
+use tonic::metadata::MetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
@@ -58,15 +61,41 @@ pub(crate) enum ConnectError {
     },
 }
 
-/// Where the sockets are.
+/// The manager of this host.
+pub(crate) type Control = ControlClient<InterceptedService<Channel, Consistency>>;
+
+/// How fresh answers are to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Consistency {
+    /// As the leader has it in memory.
+    Memory,
+    /// After it has made sure that it still leads.
+    Linearizable,
+}
+
+impl Interceptor for Consistency {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Self::Linearizable = self {
+            let value = MetadataValue::from_static(LINEARIZABLE);
+            request.metadata_mut().insert(CONSISTENCY_METADATA, value);
+        }
+        Ok(request)
+    }
+}
+
+/// Where the sockets are, and how fresh answers are to be.
 #[derive(Clone, Debug)]
 pub(crate) struct Sockets {
     run_dir: PathBuf,
+    consistency: Consistency,
 }
 
 impl Sockets {
-    pub(crate) fn new(run_dir: PathBuf) -> Self {
-        Self { run_dir }
+    pub(crate) fn new(run_dir: PathBuf, consistency: Consistency) -> Self {
+        Self {
+            run_dir,
+            consistency,
+        }
     }
 
     /// The agent of this host.
@@ -82,9 +111,10 @@ impl Sockets {
     }
 
     /// The manager of this host.
-    pub(crate) async fn control(&self) -> Result<ControlClient<Channel>, ConnectError> {
+    pub(crate) async fn control(&self) -> Result<Control, ConnectError> {
         let channel = self.control_channel().await?;
-        Ok(ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        let control = ControlClient::with_interceptor(channel, self.consistency);
+        Ok(control.max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// The manager of this host, for what concerns it alone.

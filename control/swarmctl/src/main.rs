@@ -37,6 +37,9 @@ struct Arguments {
         global = true
     )]
     run_dir: PathBuf,
+    /// Ask a majority of the managers first, so that the answer holds all that was acknowledged before
+    #[arg(long, global = true)]
+    consistent: bool,
     #[command(subcommand)]
     command: command::Command,
 }
@@ -53,7 +56,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let sockets = connect::Sockets::new(arguments.run_dir);
+    let consistency = if arguments.consistent {
+        connect::Consistency::Linearizable
+    } else {
+        connect::Consistency::Memory
+    };
+    let sockets = connect::Sockets::new(arguments.run_dir, consistency);
     match runtime.block_on(arguments.command.run(&sockets)) {
         Ok(code) => code,
         Err(error) => {

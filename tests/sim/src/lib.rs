@@ -78,6 +78,7 @@ mod tests {
             let first = run(seed, Sabotage::None, false).expect("nothing is broken");
             let again = run(seed, Sabotage::None, false).expect("nothing is broken");
             assert_eq!(first, again, "seed {seed}");
+            assert!(first.reads > 0, "seed {seed}: nothing was read");
             digests.insert(first.digest);
         }
         assert_eq!(digests.len(), 6, "all seeds give the same run");
@@ -98,6 +99,12 @@ mod tests {
     #[test]
     fn disks_that_lie_about_syncs_are_found() {
         assert!(found_within(60, Sabotage::LyingDisks).is_some());
+    }
+
+    #[test]
+    fn reads_that_ask_nobody_are_found() {
+        let found = found_within(40, Sabotage::MemoryReads).expect("found");
+        assert!(found.ends_with("which does not see it"), "{found}");
     }
 
     #[test]

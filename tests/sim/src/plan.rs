@@ -22,6 +22,8 @@ pub enum Sabotage {
     LyingDisks,
     /// Managers are told that calls are done that are only proposed.
     EarlyAnswers,
+    /// Managers answer reads from memory, without asking the others.
+    MemoryReads,
 }
 
 /// What a seed stands for.

@@ -56,8 +56,13 @@ pub(crate) struct Users {
     under_way: BTreeMap<u64, Request>,
     services: BTreeMap<String, Fate>,
     networks: BTreeMap<String, Fate>,
+    next_read: u64,
+    /// What was known of services when each read began that waits.
+    reads: BTreeMap<u64, BTreeMap<String, Fate>>,
     /// Calls that were acknowledged.
     pub(crate) acknowledged: u64,
+    /// Reads that were answered.
+    pub(crate) read: u64,
 }
 
 impl Users {
@@ -69,7 +74,10 @@ impl Users {
             under_way: BTreeMap::new(),
             services: BTreeMap::new(),
             networks: BTreeMap::new(),
+            next_read: 0,
+            reads: BTreeMap::new(),
             acknowledged: 0,
+            read: 0,
         }
     }
 
@@ -246,6 +254,38 @@ impl Users {
         if let Request::CreateService(spec) = request {
             self.services.entry(spec.name.clone()).or_default().is_made = true;
         }
+    }
+
+    /// Begins a read that is to see everything acknowledged until now; gives its number.
+    pub(crate) fn begin_read(&mut self) -> u64 {
+        self.next_read += 1;
+        self.reads.insert(self.next_read, self.services.clone());
+        self.next_read
+    }
+
+    /// Read number `read` was answered with `view`, or refused.
+    pub(crate) fn end_read(&mut self, read: u64, view: Option<&View>) -> Result<(), Violation> {
+        let Some((before, view)) = self.reads.remove(&read).zip(view) else {
+            return Ok(());
+        };
+        self.read += 1;
+        for (name, fate) in before {
+            let service = view.service_by_name(&name);
+            // Its removal may have been asked for since.
+            let may_be_gone = self.services.get(&name).is_some_and(|it| it.may_be_gone);
+            if fate.is_made && !may_be_gone && service.is_none() {
+                return Err(format!(
+                    "service {name} was acknowledged before read {read}, which does not see it"
+                ));
+            }
+            if fate.is_removed && service.is_some_and(|service| !service.pending_delete) {
+                return Err(format!(
+                    "the removal of service {name} was acknowledged before read {read}, which does not \
+                     see it"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Nobody will answer `call` any more.

@@ -12,7 +12,9 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha12Rng;
 use swarm_api::v1;
 use swarm_api::v1::agent_message::Message;
-use swarm_control::simulation::{Answer, Envelope, Founding, Manager, Output, Request, ToAgent};
+use swarm_control::simulation::{
+    Answer, Envelope, Founding, Manager, Output, Request, ToAgent, View,
+};
 use swarm_model::{Availability, DesiredState, Node, NodeId, Task, TaskId, TaskState, Timestamp};
 
 use crate::agents::{Agent, Reaction};
@@ -56,6 +58,8 @@ pub struct Summary {
     pub restarts: u64,
     /// Calls that were acknowledged.
     pub acknowledged: u64,
+    /// Consistent reads that were answered.
+    pub reads: u64,
 }
 
 /// A run that broke a promise.
@@ -95,6 +99,8 @@ enum Event {
     Quick(usize),
     /// Somebody asks for something.
     Call,
+    /// Somebody reads.
+    Read,
     /// An agent opens a session, if it has none.
     Connect(usize),
     /// An agent's message, on the stream with this number, comes to a manager.
@@ -125,6 +131,7 @@ enum Input {
     Envelope(Envelope),
     Sent(u64, bool, bool),
     Call(u64, Request),
+    Read(u64),
     Agent(NodeId, u64, Box<Message>),
     HandOver,
 }
@@ -204,6 +211,7 @@ pub(crate) struct World {
     history: History,
     users: Users,
     faults: ChaCha12Rng,
+    readers: ChaCha12Rng,
     trace: Trace,
     restarts: u64,
     is_calm: bool,
@@ -236,6 +244,7 @@ impl World {
             network: Network::new(plan.network, stream(seed, 2)),
             users: Users::new(stream(seed, 3)),
             faults: stream(seed, 4),
+            readers: stream(seed, 6),
             agents: (0..plan.agents)
                 .map(|_| Agent::new(NodeId::random(&mut ids)))
                 .collect(),
@@ -269,6 +278,7 @@ impl World {
         }
         world.at(2 * SECOND, Event::Fault);
         world.at(SECOND, Event::Call);
+        world.at(SECOND, Event::Read);
         world.at(world.plan.storm_us, Event::Calm);
         Ok(world)
     }
@@ -301,6 +311,7 @@ impl World {
                 elections: self.history.elections() as u64,
                 restarts: self.restarts,
                 acknowledged: self.users.acknowledged,
+                reads: self.users.read,
             }),
             Err(violation) => Err(Failure {
                 violation,
@@ -417,6 +428,7 @@ impl World {
                 Ok(())
             }
             Event::Call => self.call(),
+            Event::Read => self.read(),
             Event::Calm => {
                 self.calm();
                 Ok(())
@@ -443,8 +455,13 @@ impl World {
         for _ in 0..std::mem::take(&mut it.missed_ticks) {
             manager.tick(clock);
         }
+        let mut from_memory = Vec::new();
         for input in it.inbox.drain(..) {
             match input {
+                Input::Read(read) if self.plan.sabotage == Sabotage::MemoryReads => {
+                    from_memory.push((read, Some(manager.view())));
+                }
+                Input::Read(read) => manager.read(read),
                 Input::Envelope(envelope) => manager.receive(envelope),
                 Input::Call(call, request) => manager.call(call, request),
                 Input::Sent(to, true, arrived) => manager.snapshot_sent(to, arrived),
@@ -458,7 +475,10 @@ impl World {
         let result = manager.run(clock);
         let spent = it.disk.take_spent_us();
         let output = match result {
-            Ok(output) => output,
+            Ok(mut output) => {
+                output.reads.extend(from_memory);
+                output
+            }
             Err(stopped) => {
                 self.trace
                     .note(now, format_args!("{host} stops: {stopped}"));
@@ -473,8 +493,10 @@ impl World {
         it.is_fresh = false;
         it.busy_until = now + spent;
         let incarnation = it.incarnation;
-        let is_silent =
-            output.envelopes.is_empty() && output.answers.is_empty() && output.to_agents.is_empty();
+        let is_silent = output.envelopes.is_empty()
+            && output.answers.is_empty()
+            && output.reads.is_empty()
+            && output.to_agents.is_empty();
         if !is_silent {
             self.after(spent, Event::Leave(host, incarnation, Box::new(output)));
         }
@@ -516,6 +538,14 @@ impl World {
                 stream.to_agent = arrives;
             }
             self.at(arrives, Event::ToAgent(agent, number, Box::new(message)));
+        }
+        for (read, view) in output.reads {
+            let seen = view.as_ref().map(View::index);
+            self.trace.note(
+                self.now,
+                format_args!("{host} answers read {read}: {seen:?}"),
+            );
+            self.users.end_read(read, view.as_ref())?;
         }
         for Answer { call, outcome } in output.answers {
             self.hosts[host].calls.retain(|waiting| *waiting != call);
@@ -617,6 +647,27 @@ impl World {
             manager.is_some_and(|manager| manager.leadership().0)
         };
         self.hosts.iter().position(leads)
+    }
+
+    fn read(&mut self) -> Result<(), Violation> {
+        let pause = self.plan.call_every_us;
+        let pause = self.readers.random_range(pause / 2..pause * 2);
+        if self.now + pause < self.calls_until {
+            self.after(pause, Event::Read);
+        }
+        // Also of one that led until a moment ago, and may not know.
+        let anyone = self.readers.random_range(0..self.hosts.len());
+        let asks_leader = self.readers.random_bool(0.5);
+        let host = if asks_leader { self.leader() } else { None };
+        let host = host.unwrap_or(anyone);
+        if self.hosts[host].manager.is_none() {
+            return Ok(());
+        }
+        let read = self.users.begin_read();
+        self.trace
+            .note(self.now, format_args!("{host} is asked read {read}"));
+        self.hosts[host].inbox.push_back(Input::Read(read));
+        self.step(host)
     }
 
     fn call(&mut self) -> Result<(), Violation> {

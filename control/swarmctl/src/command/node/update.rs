@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use swarm_api::v1;
-use swarm_api::v1::control_client::ControlClient;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 use super::role;
 use crate::command::service::parse_label;
-use crate::connect::{Sockets, answer, answer_now, request};
+use crate::connect::{Control, Sockets, answer, answer_now, request};
 use crate::shown::Shown;
 
 /// How often the progress of a drain is looked at.
@@ -105,7 +103,7 @@ impl Update {
 
 /// Waits until the node has no tasks any more; tells how many are left, and which cannot leave.
 async fn wait(
-    control: &mut ControlClient<Channel>,
+    control: &mut Control,
     id: &str,
     name: &str,
     timeout: Duration,

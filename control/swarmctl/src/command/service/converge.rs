@@ -5,11 +5,9 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use swarm_api::v1;
-use swarm_api::v1::control_client::ControlClient;
 use swarm_model::{DesiredState, Service, ServiceId, Task, TaskState};
-use tonic::transport::Channel;
 
-use crate::connect::{answer_now, request};
+use crate::connect::{Control, answer_now, request};
 
 /// How often it is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -45,11 +43,7 @@ enum Standing {
 
 impl Waiting {
     /// Waits, unless told not to, until the tasks of the service run as asked for.
-    pub(super) async fn wait(
-        self,
-        control: &mut ControlClient<Channel>,
-        id: &ServiceId,
-    ) -> anyhow::Result<()> {
+    pub(super) async fn wait(self, control: &mut Control, id: &ServiceId) -> anyhow::Result<()> {
         if self.detach {
             return Ok(());
         }
@@ -120,7 +114,7 @@ impl Waiting {
 
 /// The service and its tasks; none while nobody can tell, as between two leaders.
 async fn look(
-    control: &mut ControlClient<Channel>,
+    control: &mut Control,
     id: &ServiceId,
 ) -> anyhow::Result<Option<(Service, Vec<Task>)>> {
     let message = v1::GetServiceRequest {

@@ -13,12 +13,10 @@ mod update;
 pub(super) use create::parse_label;
 
 use swarm_api::v1;
-use swarm_api::v1::control_client::ControlClient;
 use swarm_model::{Service, ServiceSpec};
 use tonic::Code;
-use tonic::transport::Channel;
 
-use crate::connect::{Sockets, answer, request};
+use crate::connect::{Control, Sockets, answer, request};
 
 /// Run services.
 #[derive(Debug, clap::Subcommand)]
@@ -57,7 +55,7 @@ impl ServiceCommand {
 }
 
 /// The service that `reference` names.
-async fn find(control: &mut ControlClient<Channel>, reference: &str) -> anyhow::Result<Service> {
+async fn find(control: &mut Control, reference: &str) -> anyhow::Result<Service> {
     let message = v1::GetServiceRequest {
         reference: reference.to_owned(),
     };
@@ -72,7 +70,7 @@ const EDITS_MAX: usize = 5;
 /// Makes `change` to the spec of the service that `reference` names; anew where the service was
 /// changed since it was read.
 async fn edit(
-    control: &mut ControlClient<Channel>,
+    control: &mut Control,
     reference: &str,
     change: impl Fn(&mut ServiceSpec) -> anyhow::Result<()>,
 ) -> anyhow::Result<Service> {

@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use swarm_api::v1;
-use swarm_api::v1::control_client::ControlClient;
 use swarm_model::{NetworkAttachmentSpec, ServiceMode, ServiceSpec};
-use tonic::transport::Channel;
 
 use super::converge::Waiting;
 use super::create::Order;
-use crate::connect::{Sockets, answer, request};
+use crate::connect::{Control, Sockets, answer, request};
 use crate::network::{Mode, parse_network};
 use crate::port::{Ports, Removal, parse_ports, parse_removal, publish};
 use crate::time::parse_duration;
@@ -140,10 +138,7 @@ impl Update {
 }
 
 /// The id of the network that `reference` means.
-async fn network_id(
-    control: &mut ControlClient<Channel>,
-    reference: &str,
-) -> anyhow::Result<String> {
+async fn network_id(control: &mut Control, reference: &str) -> anyhow::Result<String> {
     let message = v1::GetNetworkRequest {
         reference: reference.to_owned(),
         verbose: false,

@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use swarm_api::v1;
-use swarm_api::v1::control_client::ControlClient;
-use tonic::transport::Channel;
 
-use crate::connect::{Sockets, answer, answer_now, request};
+use crate::connect::{Control, Sockets, answer, answer_now, request};
 use crate::shown::Shown;
 use crate::time::{milliseconds, parse_duration};
 
@@ -72,11 +70,7 @@ impl Ca {
 
     /// Waits until every node has a certificate of the root `root_ca_pem`; false when the person does not
     /// want to.
-    async fn wait(
-        &self,
-        control: &mut ControlClient<Channel>,
-        root_ca_pem: &str,
-    ) -> anyhow::Result<bool> {
+    async fn wait(&self, control: &mut Control, root_ca_pem: &str) -> anyhow::Result<bool> {
         let mut shown = Shown::new();
         loop {
             let message = v1::GetRootRotationRequest {};
