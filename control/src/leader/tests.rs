@@ -29,7 +29,7 @@ impl Backend for Narrow {
         }
         let index = self.replica.read(State::index) + 1;
         self.replica
-            .apply(index, std::mem::take(&mut proposal.changes));
+            .apply(index, std::mem::take(&mut proposal.changes), 0);
         proposal.finish(Ok(()));
     }
 }
@@ -110,7 +110,7 @@ async fn only_the_leader_plans() {
     let mut service =
         store.read(|state| swarm_model::Service::clone(state.service(&web).expect("there")));
     service.pending_delete = true;
-    replica.apply(store.read(State::index) + 1, vec![Change::from(service)]);
+    replica.apply(store.read(State::index) + 1, vec![Change::from(service)], 0);
     tokio::task::yield_now().await;
     let wanted = |state: &State| {
         let mut tasks = state.tasks_of_service(&web);
@@ -125,4 +125,24 @@ async fn only_the_leader_plans() {
         .await
         .expect("in time")
         .expect("no panic");
+}
+
+#[tokio::test]
+async fn a_task_is_written_down_once_with_its_address_and_its_node() {
+    let (store, replica, web) = narrow(CHANGES_MAX, 20);
+    replica.set_leadership(leads(1, true));
+    let before = store.read(State::index);
+    let mut planner = Planner::new(1);
+    let asked = settle(&store, &mut planner, &BTreeSet::new()).await;
+    assert_eq!(asked, Ok(None));
+    store.read(|state| {
+        let tasks: Vec<_> = state.tasks_of_service(&web).collect();
+        assert_eq!(tasks.len(), 20);
+        for task in tasks {
+            assert_eq!(task.status.state, TaskState::Assigned);
+            assert!(task.ingress_address.is_some() && task.node_id.is_some());
+        }
+        // The service's ports first, which tasks wait for.
+        assert_eq!(state.index(), before + 2);
+    });
 }

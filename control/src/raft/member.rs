@@ -289,7 +289,7 @@ impl Member {
             // A new leader's first entry is empty, and so is one that gives a member its vote.
             None => decode_batch(&batch).map_err(|source| NodeError::Entry { index, source })?,
         };
-        self.replica.apply(index, changes);
+        self.replica.apply(index, changes, batch.len());
         self.core.applied(PositionRecord {
             index,
             term: entry.term,

@@ -252,6 +252,17 @@ impl Manager {
             .collect())
     }
 
+    /// As [`Self::services`], asked of a majority first.
+    async fn services_consistently(&self) -> Result<BTreeSet<String>, Status> {
+        let mut request = tonic::Request::new(v1::ListServicesRequest {});
+        let value = swarm_api::LINEARIZABLE.parse().unwrap();
+        (request.metadata_mut()).insert(swarm_api::CONSISTENCY_METADATA, value);
+        let mut control = ControlClient::new(self.local());
+        let services = control.list_services(request).await?.into_inner().services;
+        let names = services.into_iter().filter_map(|it| it.service?.spec);
+        Ok(names.map(|spec| spec.name).collect())
+    }
+
     async fn set_role(&self, reference: &str, role: v1::Role) -> Result<bool, Status> {
         let set = v1::SetNodeRoleRequest {
             reference: reference.to_owned(),

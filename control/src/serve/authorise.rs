@@ -64,6 +64,7 @@ const METHODS: [(&str, Access); 34] = [
     ("/swarm.v1.Control/GetNetwork", Access::Manager),
     ("/swarm.v1.Control/ListNetworks", Access::Manager),
     ("/swarm.v1.Control/ListTasks", Access::Manager),
+    ("/swarm.v1.Control/Watch", Access::Manager),
     ("/swarm.v1.Raft/Deliver", Access::Peer),
     ("/swarm.v1.Raft/DeliverSnapshot", Access::Peer),
     ("/swarm.v1.Managers/Join", Access::Peer),

@@ -1,10 +1,24 @@
 //! What becomes of the settings and of the lock of the whole swarm. Pure.
 
 use rand::Rng;
-use swarm_model::{Cluster, ClusterSpec, ManagerLock, Timestamp, UnlockKey, validate_cluster};
+use swarm_api::v1;
+use swarm_model::{
+    Cluster, ClusterSpec, ManagerLock, NodeId, Timestamp, UnlockKey, validate_cluster,
+};
 
 use super::refusal::Refusal;
 use crate::store::State;
+
+/// What anybody who may ask is told of the swarm, by the manager on `node_id`: no secrets.
+pub(super) fn shown(cluster: &Cluster, node_id: &NodeId) -> v1::GetClusterResponse {
+    v1::GetClusterResponse {
+        id: cluster.id.to_string(),
+        spec: Some((&cluster.spec).into()),
+        node_id: node_id.to_string(),
+        version: cluster.meta.version,
+        root_ca_pem: cluster.root_ca_pem.clone(),
+    }
+}
 
 /// The swarm with the settings `spec`, which were made from `version`; none when they are what it
 /// has. `rng` draws the unlock key when autolock is turned on.

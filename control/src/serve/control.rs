@@ -19,6 +19,7 @@ use super::forward::Forwarder;
 use super::join_managers::reconfigure;
 use super::managers::{self, RoleOutcome};
 use super::refusal::{Refusal, outcome};
+use super::watch::{Watched, Watches};
 use super::{Identity, Peer, drain, lookup, networks, nodes, roots, services};
 use crate::ca::{GivenRoot, new_root};
 use crate::clock;
@@ -30,6 +31,7 @@ pub(super) struct ControlService {
     pub(super) store: Store,
     pub(super) self_id: NodeId,
     pub(super) forwarder: Forwarder,
+    pub(super) watches: Watches,
 }
 
 /// Time that another manager gets to lead in place of this one.
@@ -44,13 +46,8 @@ impl Control for ControlService {
         request: Request<v1::GetClusterRequest>,
     ) -> Answer<v1::GetClusterResponse> {
         let cluster = self.store.read(cluster)?;
-        Ok(Response::new(v1::GetClusterResponse {
-            id: cluster.id.to_string(),
-            spec: Some((&cluster.spec).into()),
-            node_id: self.asked(&request).to_string(),
-            version: cluster.meta.version,
-            root_ca_pem: cluster.root_ca_pem.clone(),
-        }))
+        let shown = super::cluster::shown(&cluster, &self.asked(&request));
+        Ok(Response::new(shown))
     }
 
     async fn update_cluster(
@@ -501,6 +498,14 @@ impl Control for ControlService {
         Ok(Response::new(v1::ListNetworksResponse {
             networks: networks.iter().map(|it| (&**it).into()).collect(),
         }))
+    }
+
+    type WatchStream = Watched;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Answer<Watched> {
+        Ok(Response::new(
+            self.watches.begin(request.into_inner()).await?,
+        ))
     }
 
     async fn list_tasks(

@@ -39,7 +39,8 @@ const LEADER_PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether a manager that does not lead forwards calls of `path`.
 pub(super) fn is_forwarded(path: &str) -> bool {
-    path.starts_with("/swarm.v1.Control/")
+    // A watch goes on where it is while leaders change.
+    (path.starts_with("/swarm.v1.Control/") && path != "/swarm.v1.Control/Watch")
         || path == "/swarm.v1.NodeCa/IssueNodeCertificate"
         || path == "/swarm.v1.Managers/Join"
 }

@@ -42,6 +42,7 @@ mod roots;
 mod server;
 pub(crate) mod services;
 mod socket;
+mod watch;
 
 #[cfg(test)]
 mod tests;

@@ -285,6 +285,42 @@ pub(crate) enum Refusal {
     /// A root that cannot be the swarm's.
     #[error(transparent)]
     Root(#[from] RootRefused),
+    /// More watches than are kept up.
+    #[error("too many watch this manager at once; end some, or watch another manager")]
+    TooManyWatches,
+    /// What a watch is to go on after is not kept.
+    #[error(
+        "what changed after version {version} is not kept any more, only what did after {oldest}: list again, \
+         and watch from now on"
+    )]
+    ResumeTooOld {
+        /// Asked for.
+        version: u64,
+        /// The oldest that could be.
+        oldest: u64,
+    },
+    /// What a watch is to go on after has not happened here.
+    #[error(
+        "version {version} has not come yet, the newest here is {newest}: this manager is behind, or that \
+         is not a version of this swarm"
+    )]
+    ResumeNotReached {
+        /// Asked for.
+        version: u64,
+        /// The newest here.
+        newest: u64,
+    },
+    /// The watcher did not keep up.
+    #[error(
+        "this watch reads more slowly than the swarm changes: it was told everything up to version {version}, \
+         and what changed up to {oldest} is not kept any more; list again, and watch from now on"
+    )]
+    WatchTooSlow {
+        /// Told up to this.
+        version: u64,
+        /// The oldest to go on after.
+        oldest: u64,
+    },
     /// The store has no swarm yet.
     #[error("the manager is still starting; try again in a moment")]
     NotReady,
@@ -345,6 +381,7 @@ impl Refusal {
             Self::TooManyJoins
             | Self::TooManyUnlocks
             | Self::TooManyRenewals
+            | Self::TooManyWatches
             | Self::TooManyNodes(_)
             | Self::Network(NoNetwork::NoSubnet | NoNetwork::NoVni) => Code::ResourceExhausted,
             Self::Issue(error) | Self::Root(RootRefused::Issue(error))
@@ -354,7 +391,10 @@ impl Refusal {
             }
             Self::Issue(_) | Self::Root(RootRefused::Issue(_)) => Code::Internal,
             Self::Root(_) => Code::InvalidArgument,
+            // What gRPC says for a place that is not there.
+            Self::ResumeTooOld { .. } | Self::WatchTooSlow { .. } => Code::OutOfRange,
             Self::NodeIdTaken(_)
+            | Self::ResumeNotReached { .. }
             | Self::NotReady
             | Self::RaftIdTaken(_)
             | Self::NoQuorum { .. }

@@ -27,6 +27,7 @@ use super::forward::{ForwardLayer, Forwarder};
 use super::join_managers::ManagersService;
 use super::local_control::LocalControlService;
 use super::node_ca::NodeCaService;
+use super::watch::Watches;
 use super::{Dialer, listen, socket};
 use crate::store::Store;
 
@@ -89,6 +90,7 @@ pub(crate) async fn serve_network<D: Dispatcher, R: Raft>(
     } = network;
     let forwarder = Forwarder::new(store.clone(), self_id.clone(), dialer.clone());
     let control = ControlService {
+        watches: Watches::new(store.clone(), self_id.clone()),
         store: store.clone(),
         self_id,
         forwarder: forwarder.clone(),
@@ -123,6 +125,7 @@ pub(crate) async fn serve_local(
 ) -> Result<(), tonic::transport::Error> {
     let forwarder = Forwarder::new(store.clone(), self_id.clone(), dialer);
     let control = ControlService {
+        watches: Watches::new(store.clone(), self_id.clone()),
         store: store.clone(),
         self_id: self_id.clone(),
         forwarder: forwarder.clone(),

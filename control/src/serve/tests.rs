@@ -8,5 +8,6 @@ mod network;
 mod networks;
 mod peers;
 mod sessions;
+mod watch;
 
 pub(super) use matrix::methods;

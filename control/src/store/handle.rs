@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 #[cfg(test)]
 use super::encode_batch;
-use super::{Change, CodecError, State};
+use super::{Change, CodecError, History, State};
 
 /// How long an update may take, waiting for its turn included. Several election timeouts, so that
 /// a change of leader is told apart from a stuck disk; shorter than a person's patience.
@@ -202,6 +202,8 @@ pub(crate) trait Backend: Send + Sync {
 #[derive(Debug, Default)]
 pub(crate) struct Replica {
     state: RwLock<State>,
+    /// Taken after the state, never before.
+    history: RwLock<History>,
     applied: watch::Sender<u64>,
     leadership: watch::Sender<Leadership>,
     members: watch::Sender<Members>,
@@ -213,20 +215,27 @@ impl Replica {
         f(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes changes and tells who watches.
-    pub(crate) fn apply(&self, index: u64, changes: Vec<Change>) {
-        self.state
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .apply(index, changes);
+    /// Makes changes, which are `bytes` in the log, and tells who watches.
+    pub(crate) fn apply(&self, index: u64, changes: Vec<Change>, bytes: usize) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let events = state.apply(index, changes);
+        self.history_mut().add(index, events, bytes);
+        drop(state);
         self.applied.send_replace(index);
     }
 
     /// Replaces the whole state, as a snapshot does.
     pub(crate) fn install(&self, state: State) {
         let index = state.index();
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        let mut current = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        *current = state;
+        *self.history_mut() = History::starting_at(index);
+        drop(current);
         self.applied.send_replace(index);
+    }
+
+    fn history_mut(&self) -> RwLockWriteGuard<'_, History> {
+        self.history.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells who watches, if it is news.
@@ -378,6 +387,12 @@ impl Store {
         }
     }
 
+    /// What `f` makes of the newest changes. `f` runs under a lock that applying waits for: it is quick.
+    pub(crate) fn read_history<R>(&self, f: impl FnOnce(&History) -> R) -> R {
+        let history = self.replica.history.read();
+        f(&history.unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The applied index, changing after each apply.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.replica.applied.subscribe()
@@ -408,9 +423,9 @@ struct Memory(Arc<Replica>);
 impl Backend for Memory {
     fn propose(&self, mut proposal: Proposal) {
         let changes = std::mem::take(&mut proposal.changes);
-        proposal.finish(encode_batch(&changes).map(|(_bytes, changes)| {
+        proposal.finish(encode_batch(&changes).map(|(bytes, changes)| {
             let index = self.0.read(State::index) + 1;
-            self.0.apply(index, changes);
+            self.0.apply(index, changes, bytes.len());
         }));
     }
 }

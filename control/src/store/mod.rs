@@ -14,6 +14,7 @@
 
 mod codec;
 mod handle;
+mod history;
 mod index;
 mod object;
 mod state;
@@ -28,5 +29,6 @@ pub(crate) use handle::{Backend, Proposal, ProposeError, Replica};
 pub(crate) use handle::{
     Leadership, MemberChange, Members, ReadError, Store, UPDATE_DEADLINE, Unavailable, UpdateError,
 };
+pub(crate) use history::{Action, Changed, Event, History, SharedObject, TooOld};
 pub(crate) use object::{Change, Object, ObjectKey};
 pub(crate) use state::State;

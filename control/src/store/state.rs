@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use swarm_model::{Cluster, Network, NetworkId, Node, NodeId, Service, ServiceId, Task, TaskId};
 
+use super::history::{Action, Event, SharedObject};
 use super::index::Index;
 use super::{Change, Object, ObjectKey};
 
@@ -124,18 +125,27 @@ impl State {
     }
 
     /// Makes `changes`, in order. Every object put gets `index` as its `meta.version`, which is
-    /// then also the state's.
-    pub(crate) fn apply(&mut self, index: u64, changes: Vec<Change>) {
+    /// then also the state's. Gives what became of each object; nothing where one was to be removed that
+    /// was not there.
+    pub(crate) fn apply(&mut self, index: u64, changes: Vec<Change>) -> Vec<Event> {
+        let mut events = Vec::with_capacity(changes.len());
         for change in changes {
             match change {
                 Change::Put(mut object) => {
                     object.meta_mut().version = index;
-                    self.put(object);
+                    events.push(self.put(object));
                 }
-                Change::Remove(key) => self.remove(&key),
+                Change::Remove(key) => {
+                    let object = self.remove(&key);
+                    events.extend(object.map(|object| Event {
+                        action: Action::Remove,
+                        object,
+                    }));
+                }
             }
         }
         self.index = index;
+        events
     }
 
     /// The state at `index` that holds `objects` as they are, versions included: a snapshot.
@@ -150,25 +160,32 @@ impl State {
         state
     }
 
-    fn put(&mut self, object: Object) {
+    fn put(&mut self, object: Object) -> Event {
         // The old object's index entries go first: the new one may stand elsewhere.
-        match object {
-            Object::Cluster(cluster) => self.cluster = Some(Arc::new(cluster)),
+        let (is_new, object) = match object {
+            Object::Cluster(cluster) => {
+                let cluster = Arc::new(cluster);
+                let old = self.cluster.replace(Arc::clone(&cluster));
+                (old.is_none(), SharedObject::Cluster(cluster))
+            }
             Object::Node(node) => {
-                self.nodes.insert(node.id.clone(), Arc::new(node));
+                let node = Arc::new(node);
+                let old = self.nodes.insert(node.id.clone(), Arc::clone(&node));
+                (old.is_none(), SharedObject::Node(node))
             }
             Object::Service(service) => {
-                self.remove_service(&service.id);
+                let old = self.remove_service(&service.id);
                 let (id, service) = (service.id.clone(), Arc::new(service));
                 self.services_by_name
                     .insert(&service.spec.name, &id, &service);
                 for network in networks_of(&service) {
                     self.services_by_network.insert(&network, &id, &service);
                 }
-                self.services.insert(id, service);
+                self.services.insert(id, Arc::clone(&service));
+                (old.is_none(), SharedObject::Service(service))
             }
             Object::Task(task) => {
-                self.remove_task(&task.id);
+                let old = self.remove_task(&task.id);
                 let (id, task) = (task.id.clone(), Arc::new(task));
                 self.tasks_by_service.insert(&task.service_id, &id, &task);
                 if let Some(node) = &task.node_id {
@@ -177,57 +194,63 @@ impl State {
                 for network in task.spec.network_ids() {
                     self.tasks_by_network.insert(&network, &id, &task);
                 }
-                self.tasks.insert(id, task);
+                self.tasks.insert(id, Arc::clone(&task));
+                (old.is_none(), SharedObject::Task(task))
             }
             Object::Network(network) => {
-                self.remove_network(&network.id);
+                let old = self.remove_network(&network.id);
                 let (id, network) = (network.id.clone(), Arc::new(network));
                 self.networks_by_name
                     .insert(&network.spec.name, &id, &network);
-                self.networks.insert(id, network);
+                self.networks.insert(id, Arc::clone(&network));
+                (old.is_none(), SharedObject::Network(network))
             }
-        }
+        };
+        let action = if is_new {
+            Action::Create
+        } else {
+            Action::Update
+        };
+        Event { action, object }
     }
 
-    fn remove(&mut self, key: &ObjectKey) {
+    fn remove(&mut self, key: &ObjectKey) -> Option<SharedObject> {
         match key {
             ObjectKey::Cluster(id) => {
-                self.cluster.take_if(|cluster| cluster.id == *id);
+                (self.cluster.take_if(|cluster| cluster.id == *id)).map(SharedObject::Cluster)
             }
-            ObjectKey::Node(id) => {
-                self.nodes.remove(id);
-            }
-            ObjectKey::Service(id) => self.remove_service(id),
-            ObjectKey::Task(id) => self.remove_task(id),
-            ObjectKey::Network(id) => self.remove_network(id),
+            ObjectKey::Node(id) => self.nodes.remove(id).map(SharedObject::Node),
+            ObjectKey::Service(id) => self.remove_service(id).map(SharedObject::Service),
+            ObjectKey::Task(id) => self.remove_task(id).map(SharedObject::Task),
+            ObjectKey::Network(id) => self.remove_network(id).map(SharedObject::Network),
         }
     }
 
-    fn remove_service(&mut self, id: &ServiceId) {
-        if let Some(old) = self.services.remove(id) {
-            self.services_by_name.remove(&old.spec.name, id);
-            for network in networks_of(&old) {
-                self.services_by_network.remove(&network, id);
-            }
+    fn remove_service(&mut self, id: &ServiceId) -> Option<Arc<Service>> {
+        let old = self.services.remove(id)?;
+        self.services_by_name.remove(&old.spec.name, id);
+        for network in networks_of(&old) {
+            self.services_by_network.remove(&network, id);
         }
+        Some(old)
     }
 
-    fn remove_network(&mut self, id: &NetworkId) {
-        if let Some(old) = self.networks.remove(id) {
-            self.networks_by_name.remove(&old.spec.name, id);
-        }
+    fn remove_network(&mut self, id: &NetworkId) -> Option<Arc<Network>> {
+        let old = self.networks.remove(id)?;
+        self.networks_by_name.remove(&old.spec.name, id);
+        Some(old)
     }
 
-    fn remove_task(&mut self, id: &TaskId) {
-        if let Some(old) = self.tasks.remove(id) {
-            self.tasks_by_service.remove(&old.service_id, id);
-            if let Some(node) = &old.node_id {
-                self.tasks_by_node.remove(node, id);
-            }
-            for network in old.spec.network_ids() {
-                self.tasks_by_network.remove(&network, id);
-            }
+    fn remove_task(&mut self, id: &TaskId) -> Option<Arc<Task>> {
+        let old = self.tasks.remove(id)?;
+        self.tasks_by_service.remove(&old.service_id, id);
+        if let Some(node) = &old.node_id {
+            self.tasks_by_node.remove(node, id);
         }
+        for network in old.spec.network_ids() {
+            self.tasks_by_network.remove(&network, id);
+        }
+        Some(old)
     }
 }
 

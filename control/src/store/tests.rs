@@ -92,13 +92,7 @@ proptest! {
             state.apply(index, batch);
         }
 
-        let objects = state.cluster().map(|it| Object::from((**it).clone())).into_iter()
-            .chain(state.nodes().map(|it| (**it).clone().into()))
-            .chain(state.services().map(|it| (**it).clone().into()))
-            .chain(state.tasks().map(|it| (**it).clone().into()))
-            .chain(state.networks().map(|it| (**it).clone().into()));
-        let found: BTreeMap<_, _> = objects.map(|object| (object.key(), object)).collect();
-        prop_assert_eq!(&found, &model);
+        prop_assert_eq!(&objects(&state), &model);
 
         for number in 0..4 {
             let of_service = state.tasks().filter(|task| task.service_id == service_id(number));
@@ -126,6 +120,47 @@ proptest! {
         prop_assert_eq!(ingress, state.ingress_network());
     }
 
+    /// A watch that begins at any version and is told what the history has is where the state is.
+    #[test]
+    fn what_changed_after_any_version_leads_to_the_state(batches in vec(changes(), 1..12)) {
+        let replica = Replica::default();
+        let mut states = vec![objects(&State::default())];
+        for (index, batch) in (1..).zip(batches) {
+            replica.apply(index, batch, 100);
+            states.push(replica.read(objects));
+        }
+        let store = Store::new(Arc::new(replica), Arc::new(Held::default()));
+        let last = states.last().unwrap();
+        for (version, state) in (0..).zip(&states) {
+            let mut seen = state.clone();
+            let mut told_until = version;
+            store.read_history(|history| {
+                for changed in history.after(version).unwrap() {
+                    assert!(changed.version > told_until);
+                    told_until = changed.version;
+                    for event in &*changed.events {
+                        let object = plain(&event.object);
+                        let old = seen.insert(object.key(), object.clone());
+                        let expected = match event.action {
+                            Action::Create => old.is_none(),
+                            Action::Update => old.is_some(),
+                            Action::Remove => seen.remove(&object.key()) == old,
+                        };
+                        // There is one swarm, and another takes its place.
+                        let is_swarm = matches!(object, Object::Cluster(_));
+                        assert!(expected || is_swarm, "{event:?}");
+                        if is_swarm && event.action != Action::Remove {
+                            seen.retain(|key, _| {
+                                !matches!(key, ObjectKey::Cluster(_)) || *key == object.key()
+                            });
+                        }
+                    }
+                }
+            });
+            prop_assert_eq!(&seen, last);
+        }
+    }
+
     #[test]
     fn a_snapshot_gives_the_same_state(batches in vec(changes(), 0..12)) {
         let mut state = State::default();
@@ -148,6 +183,65 @@ proptest! {
         let _ = decode_batch(&bytes);
         let _ = decode_snapshot(1, &bytes);
     }
+}
+
+fn plain(object: &SharedObject) -> Object {
+    match object {
+        SharedObject::Cluster(it) => Object::from((**it).clone()),
+        SharedObject::Node(it) => (**it).clone().into(),
+        SharedObject::Service(it) => (**it).clone().into(),
+        SharedObject::Task(it) => (**it).clone().into(),
+        SharedObject::Network(it) => (**it).clone().into(),
+    }
+}
+
+/// Everything in `state`.
+fn objects(state: &State) -> BTreeMap<ObjectKey, Object> {
+    let objects = state
+        .cluster()
+        .map(|it| Object::from((**it).clone()))
+        .into_iter()
+        .chain(state.nodes().map(|it| (**it).clone().into()))
+        .chain(state.services().map(|it| (**it).clone().into()))
+        .chain(state.tasks().map(|it| (**it).clone().into()))
+        .chain(state.networks().map(|it| (**it).clone().into()));
+    objects.map(|object| (object.key(), object)).collect()
+}
+
+#[test]
+fn what_changed_is_kept_up_to_a_bound_and_what_is_older_is_told_so() {
+    let replica = Replica::default();
+    let megabyte = 1024 * 1024;
+    for index in 1..=10 {
+        replica.apply(index, vec![node(1).into()], megabyte);
+    }
+    // Nothing changed.
+    replica.apply(11, Vec::new(), 0);
+    let store = Store::new(Arc::new(replica), Arc::new(Held::default()));
+    let after = |version| {
+        store.read_history(|history| {
+            let after = history.after(version)?;
+            Ok(after.map(|it| it.version).collect::<Vec<_>>())
+        })
+    };
+    assert_eq!(after(1), Err(TooOld { oldest: 2 }));
+    assert_eq!(after(2), Ok((3..=10).collect()));
+    assert_eq!(after(10), Ok(Vec::new()));
+    assert_eq!(after(11), Ok(Vec::new()));
+}
+
+#[test]
+fn what_came_as_a_snapshot_has_no_history() {
+    let replica = Replica::default();
+    replica.apply(1, vec![node(1).into()], 1);
+    let mut state = State::default();
+    state.apply(7, vec![node(2).into()]);
+    replica.install(state);
+    replica.apply(8, vec![node(3).into()], 1);
+    let store = Store::new(Arc::new(replica), Arc::new(Held::default()));
+    let after = |version| store.read_history(|history| history.after(version).map(Iterator::count));
+    assert_eq!(after(6), Err(TooOld { oldest: 7 }));
+    assert_eq!(after(7), Ok(1));
 }
 
 #[test]
@@ -270,7 +364,7 @@ async fn updates_run_one_at_a_time_even_when_a_caller_leaves() {
     );
 
     let mut proposal = held.0.lock().unwrap().pop().unwrap();
-    replica.apply(1, std::mem::take(&mut proposal.changes));
+    replica.apply(1, std::mem::take(&mut proposal.changes), 0);
     proposal.finish(Ok(()));
     assert_eq!(second.await.unwrap(), Ok(1));
 }

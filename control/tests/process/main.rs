@@ -8,3 +8,4 @@ mod host;
 mod join;
 mod locked;
 mod restart;
+mod watch;

@@ -8,6 +8,7 @@ mod member;
 mod members;
 mod node;
 mod peers;
+mod reads;
 
 use std::sync::Arc;
 

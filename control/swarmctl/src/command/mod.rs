@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+mod events;
 mod mesh;
 mod network;
 mod node;
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     /// Look into the data plane of this host
     #[command(subcommand)]
     Mesh(mesh::MeshCommand),
+    /// Show what changes in the swarm
+    Events(events::Events),
     /// Run services
     #[command(subcommand)]
     Service(service::ServiceCommand),
@@ -38,6 +41,7 @@ impl Command {
             Self::Swarm(command) => command.run(sockets).await,
             Self::Node(command) => command.run(sockets).await,
             Self::Network(command) => command.run(sockets).await,
+            Self::Events(command) => command.run(sockets).await,
             Self::Service(command) => command.run(sockets).await,
         }?;
         Ok(ExitCode::SUCCESS)
