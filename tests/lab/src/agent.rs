@@ -151,6 +151,17 @@ impl Agent {
         nix::sys::signal::kill(pid, Signal::SIGKILL).context("cannot kill the control process")
     }
 
+    /// Kills it and the control process under it at once (SIGKILL), so that neither does anything in
+    /// order any more, and waits until the agent is gone.
+    ///
+    /// # Errors
+    /// When there is no control process, or the agent is still there after 20 s.
+    pub fn kill_with_control(&self) -> Result<()> {
+        // The agent starts another one only after a pause.
+        self.kill_control()?;
+        self.kill()
+    }
+
     /// Stops and starts it.
     ///
     /// # Errors
@@ -169,6 +180,7 @@ impl Agent {
         self.kill()?;
         erase_containers(&self.containerd_namespace())?;
         unmount_below(&self.run_dir())?;
+        unmount_below(&self.state_dir())?;
         for directory in [self.run_dir(), self.state_dir(), self.bpffs_dir()] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -59,9 +59,7 @@ impl Lab {
     pub fn fresh() -> Result<Self> {
         let lab = Self::attach()?;
         for host in &lab.hosts {
-            host.agent().erase()?;
-            host.node.delete()?;
-            host.node.create()?;
+            host.replace()?;
         }
         for host in &lab.hosts {
             host.agent().start()?;
@@ -125,6 +123,17 @@ impl Host {
     #[must_use]
     pub fn agent(&self) -> Agent {
         Agent::of(&self.node)
+    }
+
+    /// Makes it another machine of the same name and address: nothing of its agent is left, and none
+    /// runs.
+    ///
+    /// # Errors
+    /// When something of what it was cannot be removed.
+    pub fn replace(&self) -> Result<()> {
+        self.agent().erase()?;
+        self.node.delete()?;
+        self.node.create()
     }
 
     /// Runs a command on it to the end, for a minute at most.

@@ -42,7 +42,30 @@ impl TaskRow {
     }
 }
 
-/// A lab whose hosts are one swarm, with its manager on `h1`.
+/// One line of `swarmctl node ls --format json`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct NodeRow {
+    /// Node id, marked where it is the node that was asked.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// Host name.
+    pub hostname: String,
+    /// `Ready` or what else.
+    pub status: String,
+    /// `Leader`, `Reachable`, `Unreachable`; empty of a worker.
+    pub manager_status: String,
+}
+
+impl NodeRow {
+    /// The id alone.
+    #[must_use]
+    pub fn node_id(&self) -> &str {
+        self.id.trim_end_matches(" *")
+    }
+}
+
+/// A lab whose hosts are one swarm, with a manager on `h1`.
 #[derive(Debug)]
 pub struct Swarm {
     /// The lab.
@@ -50,25 +73,46 @@ pub struct Swarm {
 }
 
 impl Swarm {
-    /// A new swarm of all hosts.
+    /// A new swarm of all hosts, all but the first workers.
     ///
     /// # Errors
     /// When a host cannot be set up, or is not ready in time.
     pub fn fresh() -> Result<Self> {
+        Self::joined("worker")
+    }
+
+    /// A new swarm of all hosts, all of them managers.
+    ///
+    /// # Errors
+    /// As [`Swarm::fresh`].
+    pub fn of_managers() -> Result<Self> {
+        let swarm = Self::joined("manager")?;
+        swarm.wait_managers()?;
+        Ok(swarm)
+    }
+
+    fn joined(role: &str) -> Result<Self> {
         let lab = Lab::fresh()?;
         lab.host(1).swarmctl(&["swarm", "init"])?.success()?;
         let swarm = Self { lab };
-        let token = swarm.worker_token()?;
         for host in &swarm.lab.hosts()[1..] {
-            let manager = swarm.manager_address();
-            host.swarmctl(&["swarm", "join", "--token", &token, &manager])?
-                .success()?;
+            swarm.join(host, role)?;
         }
         swarm.wait_ready()?;
         Ok(swarm)
     }
 
-    /// The host with the manager.
+    /// Lets `host` join as `worker` or `manager`.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn join(&self, host: &Host, role: &str) -> Result<()> {
+        let (token, manager) = (self.join_token(role)?, self.manager_address());
+        let join = ["swarm", "join", "--token", &token, &manager];
+        host.swarmctl(&join)?.success().map(drop)
+    }
+
+    /// The first host, with a manager.
     #[must_use]
     pub fn manager(&self) -> &Host {
         self.lab.host(1)
@@ -85,7 +129,11 @@ impl Swarm {
     /// # Errors
     /// When the manager does not give it.
     pub fn worker_token(&self) -> Result<String> {
-        let text = self.swarmctl(&["swarm", "join-token", "-q", "worker"])?;
+        self.join_token("worker")
+    }
+
+    fn join_token(&self, role: &str) -> Result<String> {
+        let text = self.swarmctl(&["swarm", "join-token", "-q", role])?;
         Ok(text.trim().to_owned())
     }
 
@@ -95,6 +143,47 @@ impl Swarm {
     /// When it does not: the message has what it printed.
     pub fn swarmctl(&self, arguments: &[&str]) -> Result<String> {
         self.manager().swarmctl(arguments)?.success()
+    }
+
+    /// The nodes, as the manager on `asked` lists them.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn nodes(&self, asked: &Host) -> Result<Vec<NodeRow>> {
+        let text = asked
+            .swarmctl(&["node", "ls", "--format", "json"])?
+            .success()?;
+        text.lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    /// Waits until every host is a manager, one of them the leader and the others reachable, whichever
+    /// is asked; gives the leader.
+    ///
+    /// # Errors
+    /// When they are not in time; the message has what one of them said.
+    pub fn wait_managers(&self) -> Result<&Host> {
+        wait_until(SETTLE_DEADLINE, "every host a manager", || {
+            let mut leader = None;
+            for asked in self.lab.hosts() {
+                let nodes = self.nodes(asked)?;
+                let having = |status: &str| {
+                    let found = nodes.iter().filter(|it| it.manager_status == status);
+                    found.map(|it| it.hostname.clone()).collect::<Vec<_>>()
+                };
+                let (leaders, others) = (having("Leader"), having("Reachable"));
+                ensure!(
+                    leaders.len() == 1 && others.len() + 1 == self.lab.hosts().len(),
+                    "{} says {nodes:#?}",
+                    asked.name()
+                );
+                leader = leaders.into_iter().next();
+            }
+            let is_it = |host: &&Host| Some(host.name()) == leader.as_deref();
+            let leads = self.lab.hosts().iter().find(is_it);
+            leads.with_context(|| format!("{leader:?} is no host"))
+        })
     }
 
     /// Waits until every host counts as ready.

@@ -83,6 +83,32 @@ fn agents_and_managers_that_die_lose_no_request() {
 }
 
 #[test]
+fn a_drained_host_loses_no_request() {
+    let swarm = swarm();
+    // It goes on taking requests for tasks that are elsewhere.
+    let drained = swarm.lab.host(2);
+    assert!(swarm.hosts_of("web").unwrap().contains(drained.name()));
+    let load = load(&swarm);
+    let set = |availability| {
+        let update = [
+            "node",
+            "update",
+            "--availability",
+            availability,
+            drained.name(),
+        ];
+        let set = [&["swarmctl"], &update[..]].concat();
+        let set = swarm.manager().exec_within(SETTLE_DEADLINE * 3, &set);
+        set.unwrap().success().unwrap();
+    };
+    set("drain");
+    let left = swarm.hosts_of("web").unwrap();
+    assert!(!left.contains(drained.name()), "{left:?}");
+    set("active");
+    nothing_failed(load);
+}
+
+#[test]
 fn a_connection_without_a_packet_is_remembered_for_longer_than_twenty_minutes() {
     let swarm = swarm();
     let clients = Clients {
