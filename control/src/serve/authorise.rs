@@ -36,7 +36,7 @@ enum Access {
 }
 
 /// Every method there is.
-const METHODS: [(&str, Access); 34] = [
+const METHODS: [(&str, Access); 35] = [
     ("/swarm.v1.NodeCa/GetRootCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/IssueNodeCertificate", Access::Anyone),
     ("/swarm.v1.NodeCa/RenewNodeCertificate", Access::Node),

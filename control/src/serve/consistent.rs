@@ -82,3 +82,53 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::oneshot;
+    use tonic::Code;
+
+    use super::*;
+    use crate::store::{Backend, Proposal, Replica};
+
+    /// Confirms nothing.
+    struct Deposed;
+
+    impl Backend for Deposed {
+        fn propose(&self, _: Proposal) {}
+
+        fn read_index(&self, done: oneshot::Sender<Result<(), ReadError>>) {
+            let _ = done.send(Err(ReadError::NotLeader));
+        }
+    }
+
+    /// The code that a call gets with `consistency`, from a service that answers everything.
+    async fn asked(store: &Store, consistency: Option<&str>) -> Code {
+        let answers = tower::service_fn(|_: Request<Body>| {
+            std::future::ready(Ok::<_, Infallible>(Response::new(Body::empty())))
+        });
+        let mut request = Request::new(Body::empty());
+        if let Some(value) = consistency {
+            let value = value.parse().unwrap();
+            request.headers_mut().insert(CONSISTENCY_METADATA, value);
+        }
+        let mut service = ConsistentLayer(store.clone()).layer(answers);
+        let Ok(response) = service.call(request).await;
+        let status = Status::from_header_map(response.headers());
+        status.map_or(Code::Ok, |status| status.code())
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_it_waits_for_a_majority_and_nobody_else() {
+        let deposed = Store::new(Arc::new(Replica::default()), Arc::new(Deposed));
+        assert_eq!(asked(&deposed, None).await, Code::Ok);
+        let refused = asked(&deposed, Some(LINEARIZABLE)).await;
+        assert_eq!(refused, Code::Unavailable);
+        let alone = Store::in_memory();
+        assert_eq!(asked(&alone, Some(LINEARIZABLE)).await, Code::Ok);
+        let refused = asked(&alone, Some("eventual")).await;
+        assert_eq!(refused, Code::InvalidArgument);
+    }
+}

@@ -1,8 +1,8 @@
 //! `swarmctl events`.
 
 use std::fmt::Write as _;
+use std::str::FromStr;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use serde_json::json;
 use swarm_api::v1;
 use swarm_api::v1::watch_event::Object;
@@ -19,7 +19,7 @@ pub(crate) struct Events {
     #[arg(long, value_name = "VERSION")]
     since: Option<u64>,
     /// Show only what fits, such as `type=service` or `event=create`; may be given more than once
-    #[arg(short, long = "filter", value_name = "FILTER", value_parser = Filter::parser())]
+    #[arg(short, long = "filter", value_name = "FILTER")]
     filters: Vec<Filter>,
     /// How to print events
     #[arg(long, value_enum, default_value_t)]
@@ -55,11 +55,16 @@ impl Filter {
         let events = ACTIONS.map(|(name, action)| (format!("event={name}"), Self::Event(action)));
         types.into_iter().chain(events)
     }
+}
 
-    fn parser() -> impl clap::builder::TypedValueParser<Value = Self> {
-        PossibleValuesParser::new(Self::all().map(|(text, _)| text)).try_map(|text| {
-            let found = Self::all().find(|(known, _)| *known == text);
-            found.map(|(_, filter)| filter).ok_or("unknown filter")
+impl FromStr for Filter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::all().find(|(known, _)| known == text);
+        found.map(|(_, filter)| filter).ok_or_else(|| {
+            let known: Vec<_> = Self::all().map(|(known, _)| known).collect();
+            format!("known are {}", known.join(", "))
         })
     }
 }
