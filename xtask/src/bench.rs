@@ -3,6 +3,7 @@
 //! * `mesh`: how fast the routing mesh is;
 //! * `update`: what clients lose by rolling updates;
 //! * `failover`: for how long clients lose requests with a host;
+//! * `services`: what thousands of services cost on one node;
 //! * `ebpf`: what a packet costs in each program, here and not in the lab ([`crate::ebpf`]);
 //! * `control`: what managers cost and how fast they are, here (`tests/bench`).
 //!
@@ -40,6 +41,8 @@ pub(crate) enum BenchCommand {
     Update(UpdateArgs),
     /// A dead host under load: for how long requests fail, ours and Docker's.
     Failover(LostArgs),
+    /// Thousands of services on one node, in the lab: all at once, one more, one less, rest, memory.
+    Services(ServicesArgs),
     /// The managers, with simulated agents on this machine: proposals, a thousand agents, 20,000 tasks,
     /// a leader that is lost, the scheduler alone.
     Control {
@@ -68,6 +71,25 @@ pub(crate) struct LostArgs {
     /// Which systems, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "docker,ours")]
     systems: Vec<System>,
+    /// Leave the lab up afterwards.
+    #[arg(long)]
+    keep: bool,
+    #[command(flatten)]
+    lab: UpOptions,
+}
+
+/// `cargo xtask bench services ...`.
+#[derive(Debug, Args)]
+pub(crate) struct ServicesArgs {
+    /// Services of four tasks each.
+    #[arg(long, default_value_t = 5_000, value_parser = value_parser!(u32).range(1..=15_000))]
+    services: u32,
+    /// With IPv6 on the ingress network and on the node's uplink.
+    #[arg(long)]
+    ipv6: bool,
+    /// Write the figures to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// Leave the lab up afterwards.
     #[arg(long)]
     keep: bool,
@@ -108,6 +130,7 @@ pub(crate) fn run(workspace: &Workspace, command: &BenchCommand) -> Result<()> {
                 workspace.cargo(&["run", "--release", "--package", "swarm-bench", "--"]);
             shown(command.args(options))
         }
+        BenchCommand::Services(args) => services(workspace, args),
         BenchCommand::Update(args) => {
             let requests = args.requests.to_string();
             let argv = ["update", "--requests", &requests];
@@ -150,6 +173,23 @@ fn mesh(workspace: &Workspace, args: &MeshArgs) -> Result<()> {
         write(path, &json)?;
     }
     Ok(())
+}
+
+/// What many services cost: has an agent in the lab measure itself, and shows the figures.
+fn services(workspace: &Workspace, args: &ServicesArgs) -> Result<()> {
+    let count = args.services.to_string();
+    let mut argv = vec!["swarm-agent", "bench-services", "--services", &count];
+    argv.extend(args.ipv6.then_some("--ipv6"));
+    let (mut json, ground) = in_lab(workspace, &args.lab, args.keep, |lab| {
+        let json: Value = report(lab, &argv)?;
+        Ok((json, lab.ground().to_string()))
+    })?;
+    json["place"] = json!(ground);
+    println!("{}", serde_json::to_string_pretty(&json)?);
+    match &args.json {
+        Some(path) => write(path, &json),
+        None => Ok(()),
+    }
 }
 
 /// What clients lose: has the lab count, and shows each system's result in a line.

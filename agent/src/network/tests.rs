@@ -7,6 +7,7 @@
 
 mod check;
 mod egress;
+mod increment;
 mod isolation;
 mod overlay;
 mod snapshot;

@@ -29,6 +29,10 @@ use crate::selftest::{Found, SelfTest};
 use crate::session::{Assigned, Report, Session};
 use crate::worker::{NetworkFeed, TaskNetwork, Worker, local_task};
 
+/// How many times longer than writing what was said last is the pause after it: so keeping it takes at
+/// most a tenth of a processor. For a small swarm that is milliseconds.
+const KEEP_SHARE: u32 = 9;
+
 /// How long everything has to end when the agent stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -356,17 +360,24 @@ fn last_assigned(state: &StateStore) -> Assigned {
     }
 }
 
+/// Keeps what is said last on disk. All of it is written each time, so that with thousands of services
+/// a change costs far more here than in the kernel: what follows a write waits
+/// [`KEEP_SHARE`] times as long as that took. What a restart in that time does not know of, the
+/// manager says again.
 async fn keep_assigned(state: StateStore, mut assigned: watch::Receiver<Arc<Assigned>>) {
     while assigned.changed().await.is_ok() {
-        let bytes = assigned.borrow_and_update().to_message().encode_to_vec();
+        let begun = tokio::time::Instant::now();
+        let now = assigned.borrow_and_update().clone();
         let state = state.clone();
-        let saved = tokio::task::spawn_blocking(move || state.save_assignments(&bytes)).await;
+        let save = move || state.save_assignments(&now.to_message().encode_to_vec());
+        let saved = tokio::task::spawn_blocking(save).await;
         if let Ok(Err(error)) = saved {
             tracing::warn!(
                 error = crate::error_text(&error),
                 "cannot keep the assignments"
             );
         }
+        tokio::time::sleep(begun.elapsed() * KEEP_SHARE).await;
     }
 }
 
