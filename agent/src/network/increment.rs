@@ -116,10 +116,10 @@ impl Index {
     fn have_ports(&self, touched: &[Touched<'_, ServiceId, Service>]) -> bool {
         let mut own: BTreeMap<_, u32> = BTreeMap::new();
         for (_, before, after) in touched {
-            for port in after.into_iter().flat_map(|service| ports(service)) {
+            for port in after.iter().flat_map(|service| ports(service)) {
                 own.entry(port).or_default();
             }
-            for port in before.into_iter().flat_map(|service| ports(service)) {
+            for port in before.iter().flat_map(|service| ports(service)) {
                 *own.entry(port).or_default() += 1;
             }
         }

@@ -230,7 +230,7 @@ impl Pass {
     }
 
     /// How long the last pass over everything took.
-    pub(super) fn took(&self) -> Duration {
+    pub(super) fn last_full(&self) -> Duration {
         self.passes.borrow().full.last
     }
 

@@ -459,7 +459,7 @@ impl Shell {
             };
             if full {
                 postponed = None;
-                next = Instant::now() + interval(self.pass.took());
+                next = Instant::now() + interval(self.pass.last_full());
             }
             self.watch_ingress();
         }

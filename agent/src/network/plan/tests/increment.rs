@@ -1,5 +1,6 @@
 //! What is planned from what changed leads to what is planned from everything.
 
+use super::damage::pick;
 use super::*;
 use crate::network::answering::entries;
 use crate::network::desired::{TaskSockets, VirtualService};
@@ -40,7 +41,7 @@ fn at(step: &Step, nodes: u8, tasks: &[u8], networks: &[u8], ipv6: bool) -> Desi
     for (port, members, draining, _) in &step.services {
         let members = members
             .iter()
-            .filter_map(|index| (!tasks.is_empty()).then(|| index.index(tasks.len())));
+            .filter_map(|index| pick(0..tasks.len(), index));
         let members: BTreeSet<_> = members.filter(|task| free.remove(task)).collect();
         services.push((*port, members.into_iter().collect(), *draining));
     }
