@@ -66,7 +66,7 @@ fn one(workspace: &Workspace, target: &str, seconds: u32) -> Result<()> {
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot make {}", directory.display()))?;
     }
-    // There is no unsafe code here to sanitize; without, it is twice as fast and needs no nightly.
+    // There is no unsafe code of ours here to sanitize, and without it no nightly is needed.
     let mut command = workspace.cargo(&["fuzz", "run", "--sanitizer", "none", "--fuzz-dir"]);
     command
         .arg(DIRECTORY)
@@ -78,7 +78,7 @@ fn one(workspace: &Workspace, target: &str, seconds: u32) -> Result<()> {
         .arg("--")
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-artifact_prefix={}/", findings.display()))
-        // What a manager takes in one message is bounded far below that by the time it is read.
+        // Longer inputs are slower and reach nothing else: all that repeats is there at this length.
         .args(["-max_len=65536", "-timeout=10", "-print_final_stats=1"])
         .env("RUSTC_BOOTSTRAP", "1");
     shown(&mut command)

@@ -69,17 +69,14 @@ fn nothing_failed(load: Load) {
 
 /// Asks `host` for a service without tasks.
 fn create(host: &Host, name: &str) -> Result<String> {
+    create_with(host, name, &[])
+}
+
+/// The same with more options.
+fn create_with(host: &Host, name: &str, options: &[&str]) -> Result<String> {
     let image = format!("{}/web:latest", registry());
-    let create = [
-        "service",
-        "create",
-        "-d",
-        "--replicas",
-        "0",
-        "--name",
-        name,
-        &image,
-    ];
+    let create = ["service", "create", "-d", "--replicas", "0", "--name", name];
+    let create = [&create[..], options, &[&image]].concat();
     host.swarmctl(&create)?.success()
 }
 
@@ -497,18 +494,7 @@ fn a_manager_without_room_on_its_disk_ends_says_why_and_comes_back() {
         || {
             tries += 1;
             let name = format!("big-{tries}");
-            let image = format!("{}/web:latest", registry());
-            let create = [
-                "service",
-                "create",
-                "-d",
-                "--replicas",
-                "0",
-                "--name",
-                &name,
-            ];
-            let create = [&create[..], &["--env", &padding, &image]].concat();
-            other.swarmctl(&create)?.success()?;
+            create_with(other, &name, &["--env", &padding])?;
             names.push(name);
             let status = full.swarmctl(&["swarm", "status"])?.success()?;
             ensure!(status.contains("No space left on device"), "{status}");
