@@ -158,6 +158,7 @@ impl Core {
         self.ticks += 1;
         self.raw.tick();
         self.give_vote();
+        self.step_aside();
         self.note_election();
         self.be_patient();
     }
@@ -289,6 +290,15 @@ impl Core {
             self.heard.remove(&raft_id);
         }
         Ok(())
+    }
+
+    /// A leader that was removed lets another member lead: raft-rs lets it go on, and refuses whatever it
+    /// proposes. It does so after the others were told of the removal, which only a leader tells.
+    fn step_aside(&mut self) {
+        let raft = &self.raw.raft;
+        if raft.prs().get(raft.id).is_none() && raft.lead_transferee.is_none() {
+            self.hand_over();
+        }
     }
 
     /// Lets a learner vote that has caught up.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
+use raft::eraftpb::MessageType;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 
@@ -119,6 +120,33 @@ fn only_one_change_of_members_is_under_way() {
     cluster.tick(2);
     assert_eq!(first.try_recv(), Ok(Ok(())));
     assert_eq!(voters(&mut cluster, 1), [1, 2]);
+}
+
+#[test]
+fn a_leader_that_is_removed_leads_no_more() {
+    // It removes itself.
+    let mut cluster = Cluster::new();
+    cluster.elect(1);
+    let removed = change(&mut cluster, 1, MemberChange::Remove(1));
+    assert_eq!(removed, Some(Ok(())));
+    cluster.tick(ELECTION);
+    assert_ne!(cluster.leader().unwrap(), 1);
+
+    // It was elected with its own removal in its log, not committed yet (seed 27193).
+    let mut cluster = Cluster::new();
+    cluster.elect(1);
+    cluster.cut = vec![3];
+    cluster.lost = vec![MessageType::MsgAppendResponse];
+    assert_eq!(change(&mut cluster, 1, MemberChange::Remove(2)), None);
+    // Nobody but the second has all of the log now.
+    (cluster.cut, cluster.lost) = (vec![1], Vec::new());
+    cluster.tick(2 * ELECTION);
+    assert_eq!(voters(&mut cluster, 2), [1, 3]);
+    cluster.cut.clear();
+    cluster.tick(ELECTION);
+    assert_ne!(cluster.leader().unwrap(), 2);
+    let removed = change(&mut cluster, 2, MemberChange::Remove(2));
+    assert_eq!(removed, Some(Err(ProposeError::Members)));
 }
 
 #[test]
