@@ -12,7 +12,7 @@ use crate::flow_learn::{FLOW, closing};
 use crate::headers::{Headers, Part};
 use crate::mesh_uplink::CONFIG;
 use crate::packet::tcp;
-use crate::trace::{drop_for, traced};
+use crate::trace::{drop_of, traced};
 use crate::{NEXT, fragments, headers, isolation, packet, translation};
 
 /// Entry point.
@@ -80,7 +80,8 @@ fn of_any(skb: *mut __sk_buff) -> i32 {
 pub fn send(ctx: &TcContext, mac: [u8; 6]) -> i32 {
     if ctx.store(0, &mac, 0).is_err() {
         // The way out it would take otherwise masquerades it: of no use to the client.
-        return drop_for(Counter::ReturnFailed);
+        // SAFETY: the kernel gives every program a valid context.
+        return drop_of(Counter::ReturnFailed, unsafe { (*ctx.skb.skb).ifindex });
     }
     let Some(config) = CONFIG.get(0) else {
         return NEXT;

@@ -30,7 +30,7 @@ use crate::packet::{
     EthernetHeader, FRAGMENT_OFFSET, Ipv4Header, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP,
     PortsHeader, tcp,
 };
-use crate::trace::drop_for;
+use crate::trace::drop_of;
 
 #[map(name = "task_ports")]
 pub static TASK_PORTS: HashMap<u32, TaskPort> = HashMap::pinned(capacity::TASK_PORTS, 0);
@@ -90,25 +90,25 @@ pub fn may_send(skb: *mut __sk_buff) -> bool {
         return true;
     };
     if Mac::new(ethernet.source) != task.mac {
-        return refuse(Counter::Spoofed);
+        return refuse(ctx, Counter::Spoofed);
     }
     let header = match ethernet.kind {
         ARP => return sends_as_itself(ctx, task),
         IPV4 => ipv4(ctx, size_of::<EthernetHeader>()),
         IPV6 => ipv6(ctx, size_of::<EthernetHeader>()),
-        _ => return refuse(Counter::Isolated),
+        _ => return refuse(ctx, Counter::Isolated),
     };
     let Some(header) = header else {
-        return refuse(Counter::Isolated);
+        return refuse(ctx, Counter::Isolated);
     };
     if header.source != task.address_like(header.source) {
         if is_local(header.source) && is_neighbour_discovery(ctx, &header) {
             return true;
         }
-        return refuse(Counter::Spoofed);
+        return refuse(ctx, Counter::Spoofed);
     }
     let inside = task.is_neighbour(header.destination) || !is_unicast(header.destination);
-    !inside || is_open(ctx, &header, Way::Out) || refuse(Counter::Isolated)
+    !inside || is_open(ctx, &header, Way::Out) || refuse(ctx, Counter::Isolated)
 }
 
 /// Whether the task behind this port may get this frame from another task.
@@ -128,7 +128,7 @@ pub fn may_receive(skb: *mut __sk_buff) -> bool {
         _ => None,
     };
     let Some(header) = header else {
-        return refuse(Counter::Isolated);
+        return refuse(ctx, Counter::Isolated);
     };
     if is_neighbour_discovery(ctx, &header) {
         return true;
@@ -136,21 +136,27 @@ pub fn may_receive(skb: *mut __sk_buff) -> bool {
     let open = header.destination == task.address_like(header.destination)
         && task.is_neighbour(header.source)
         && is_open(ctx, &header, Way::In);
-    open || refuse(Counter::Isolated)
+    open || refuse(ctx, Counter::Isolated)
 }
 
 /// Why it is not.
 #[inline(always)]
-fn refuse(counter: Counter) -> bool {
-    drop_for(counter);
+fn refuse(ctx: &TcContext, counter: Counter) -> bool {
+    drop_of(counter, ifindex(ctx));
     false
+}
+
+/// The port that the packet is at.
+#[inline(always)]
+fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: the kernel gives every program a valid context.
+    unsafe { (*ctx.skb.skb).ifindex }
 }
 
 #[inline(always)]
 fn task<'a>(ctx: &TcContext) -> Option<&'a TaskPort> {
-    // SAFETY: the kernel gives every program a valid context; the value is plain integers, and an
-    // entry replaced meanwhile is as good.
-    unsafe { TASK_PORTS.get((*ctx.skb.skb).ifindex) }
+    // SAFETY: the value is plain integers, and an entry replaced meanwhile is as good.
+    unsafe { TASK_PORTS.get(ifindex(ctx)) }
 }
 
 /// Whether an ARP message names the task as its sender.
@@ -161,7 +167,7 @@ fn sends_as_itself(ctx: &TcContext, task: &TaskPort) -> bool {
         let word = u32::from(high) | u32::from(low) << 16;
         Mac::new(arp.sender_mac) == task.mac && Address::from_ipv4_word(word) == task.address
     });
-    itself || refuse(Counter::Spoofed)
+    itself || refuse(ctx, Counter::Spoofed)
 }
 
 /// Solicitations and advertisements of neighbours (RFC 4861).

@@ -12,9 +12,9 @@ use swarm_ebpf_common::{
     TraceStep, capacity, published_flag,
 };
 
-use crate::count::count;
+use crate::count::{count, count_of};
 use crate::headers::{Headers, Part};
-use crate::trace::{drop_for, traced};
+use crate::trace::{drop_of, traced};
 use crate::{NEXT, fragments, headers, packet, tunnel};
 
 #[map(name = "config")]
@@ -97,13 +97,12 @@ fn request(client: Address, address: Address, port: u16, protocol: u8) -> i64 {
     if flags & published_flag::SOURCES != 0 {
         let client = SourceKey::from_wire(port, protocol, client);
         if SOURCES.get(Key::new(SourceKey::BITS, client)).is_none() {
-            drop_for(Counter::SourceRefused);
-            if let Some(stats) = stats(service) {
-                // SAFETY: the map owns the value and it belongs to this CPU.
-                unsafe { (*stats).refused += 1 };
-            }
+            drop_of(Counter::SourceRefused, service);
             return REFUSED;
         }
+    }
+    if flags & published_flag::NO_TASK != 0 {
+        count_of(Counter::NoTask, service);
     }
     i64::from(service)
 }
@@ -162,7 +161,6 @@ fn stats(service: u32) -> Option<*mut ServiceStats> {
             ServiceStats {
                 packets: 0,
                 bytes: 0,
-                refused: 0,
             },
             NOEXIST,
         );

@@ -18,7 +18,7 @@ use swarm_ebpf_common::{
     Address, Counter, Endpoint, FlowKey, TraceCpu, TraceEvent, TraceFilter, TraceStep, capacity,
 };
 
-use crate::count::count;
+use crate::count::{count, count_of};
 use crate::headers::{Ipv6Header, PROTOCOL_IPV6};
 use crate::packet::{
     ETHERNET_LEN, EthernetHeader, FRAGMENT_OFFSET, Ipv4Header, PROTOCOL_IPV4, PROTOCOL_SCTP,
@@ -50,6 +50,15 @@ pub fn traced(ctx: &TcContext, step: TraceStep, verdict: i32) -> i32 {
 #[inline(always)]
 pub fn drop_for(counter: Counter) -> i32 {
     count(counter);
+    note(counter as u32 + 1);
+    TC_ACT_SHOT
+}
+
+/// As [`drop_for`], and counted of the service or task that [`DropKey`](swarm_ebpf_common::DropKey)
+/// means by `of`.
+#[inline(always)]
+pub fn drop_of(counter: Counter, of: u32) -> i32 {
+    count_of(counter, of);
     note(counter as u32 + 1);
     TC_ACT_SHOT
 }

@@ -34,7 +34,7 @@ use crate::flow_return::send;
 use crate::headers::{ERROR_LEN, Headers, Part, Subject, of_packet};
 use crate::isolation::{TARGETS, TASK_PORTS};
 use crate::packet::{ETHERNET_LEN, PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP, Ports, tcp};
-use crate::trace::drop_for;
+use crate::trace::drop_of;
 use crate::{NEXT, fragments, packet};
 
 #[map(name = "xlat_in")]
@@ -139,7 +139,7 @@ pub fn inward(skb: *mut __sk_buff, port: u32) -> i32 {
     let client = Endpoint::from_wire(headers.source, ports.source);
     match decide(scratch, &ports, now_ns) {
         Decision::Native => NEXT,
-        Decision::Drop => drop_for(Counter::TranslationFailed),
+        Decision::Drop => drop_of(Counter::TranslationFailed, port),
         Decision::Translated => {
             let seen = scratch.seen.client();
             if headers.part == Part::First && seen.address != client.address {
@@ -334,7 +334,8 @@ fn overlay_address(scratch: &Scratch) -> Option<Address> {
 pub fn outward(skb: *mut __sk_buff) -> i32 {
     let ctx = TcContext::new(skb);
     let Some(mac) = restore(&ctx) else {
-        return drop_for(Counter::TranslationFailed);
+        // SAFETY: the kernel gives every program a valid context.
+        return drop_of(Counter::TranslationFailed, unsafe { (*skb).ifindex });
     };
     send(&ctx, mac)
 }

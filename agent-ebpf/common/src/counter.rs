@@ -8,16 +8,45 @@ pub struct ServiceStats {
     pub packets: u64,
     /// Bytes including the Ethernet header; the headers of merged segments count once.
     pub bytes: u64,
-    /// Packets dropped because their client is outside the port's source ranges; not among those
-    /// above.
-    pub refused: u64,
 }
 
-const _: () = assert!(size_of::<ServiceStats>() == 24);
+const _: () = assert!(size_of::<ServiceStats>() == 16);
 
-// SAFETY: `repr(C)`, three `u64`, no padding; every bit pattern is a value.
+// SAFETY: `repr(C)`, two `u64`, no padding; every bit pattern is a value.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for ServiceStats {}
+
+/// Key of the map `drops`: why packets were dropped or refused, and whose they were.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DropKey {
+    counter: u32,
+    of: u32,
+}
+
+impl DropKey {
+    /// `of` is a service's index for those of [`Counter::OF_SERVICES`], and the interface index of a
+    /// task's port for those of [`Counter::OF_TASKS`].
+    #[inline(always)]
+    pub const fn new(counter: Counter, of: u32) -> Self {
+        Self {
+            counter: counter as u32,
+            of,
+        }
+    }
+
+    /// Both parts; nothing where another build counted what this one does not know.
+    pub fn parts(&self) -> Option<(Counter, u32)> {
+        let counter = Counter::ALL.get(self.counter as usize)?;
+        Some((*counter, self.of))
+    }
+}
+
+const _: () = assert!(size_of::<DropKey>() == 8);
+
+// SAFETY: `repr(C)`, two `u32`, no padding; every bit pattern is a value.
+#[cfg(feature = "user")]
+unsafe impl aya::Pod for DropKey {}
 
 /// Index into the map `counters`. Only what is rare or new is counted: nothing here costs an
 /// established flow anything.
@@ -60,6 +89,9 @@ pub enum Counter {
     /// `flow_learn`, `flow_return`: no port was free for a flow that needs another one, or what it
     /// was translated from is forgotten, dropped.
     TranslationFailed = 16,
+    /// `mesh_uplink`: a published port that no task answers on this node, left to the ingress
+    /// namespace to refuse.
+    NoTask = 17,
 }
 
 impl Counter {
@@ -67,7 +99,7 @@ impl Counter {
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// All of them, by index.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::UplinkUnconfigured,
         Self::OutByUplink,
         Self::OutUnroutable,
@@ -85,6 +117,18 @@ impl Counter {
         Self::Isolated,
         Self::Translated,
         Self::TranslationFailed,
+        Self::NoTask,
+    ];
+
+    /// Those that are counted by service as well.
+    pub const OF_SERVICES: [Self; 2] = [Self::SourceRefused, Self::NoTask];
+
+    /// Those that are counted by task as well.
+    pub const OF_TASKS: [Self; 4] = [
+        Self::Spoofed,
+        Self::Isolated,
+        Self::TranslationFailed,
+        Self::ReturnFailed,
     ];
 
     /// The name under which it is shown.
@@ -107,6 +151,7 @@ impl Counter {
             Self::Isolated => "isolated",
             Self::Translated => "translated",
             Self::TranslationFailed => "translation_failed",
+            Self::NoTask => "no_task",
         }
     }
 }

@@ -29,7 +29,7 @@ mod word;
 
 pub use address::{Address, Mac};
 pub use config::Config;
-pub use counter::{Counter, ServiceStats};
+pub use counter::{Counter, DropKey, ServiceStats};
 pub use flow::{FlowKey, FlowValue, flow_state};
 pub use fragment::{FragmentKey, FragmentValue};
 pub use isolation::TaskPort;
@@ -71,6 +71,8 @@ pub mod map {
     pub const SERVICE_STATS: &str = "service_stats";
     /// `PERCPU_ARRAY` of `u64`, indexed by [`Counter`](crate::Counter).
     pub const COUNTERS: &str = "counters";
+    /// `LRU_PERCPU_HASH` of [`DropKey`](crate::DropKey) to `u64` packets.
+    pub const DROPS: &str = "drops";
     /// `HASH` of an interface index in the ingress namespace (`u32`) to
     /// [`TaskPort`](crate::TaskPort).
     pub const TASK_PORTS: &str = "task_ports";
@@ -133,6 +135,9 @@ pub mod capacity {
     /// Services with a published port: the 5,000 that a node is measured with (docs/benchmarks.md), and
     /// room. Those beyond are balanced and not counted.
     pub const SERVICE_STATS: u32 = 8_192;
+    /// Reasons with a service or a task of which packets were dropped for them, about 1 MB. An
+    /// approximate LRU: of a lost entry, counting starts again.
+    pub const DROPS: u32 = 8_192;
     /// Tasks of one host.
     pub const TASK_PORTS: u32 = 4_096;
     /// The same.

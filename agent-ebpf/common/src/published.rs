@@ -88,6 +88,8 @@ pub struct PublishedValue {
 pub mod published_flag {
     /// Only clients that the map `sources` has for this port may use it.
     pub const SOURCES: u32 = 1;
+    /// No task answers it on this node: it is left to the ingress namespace to refuse.
+    pub const NO_TASK: u32 = 2;
 }
 
 /// Who may use a published port: the data of a key of the trie `sources`. All of it but the

@@ -92,12 +92,11 @@ fn counters(pin_dir: &Path) -> Result<()> {
         println!("{counter:?}: {count}");
     }
     for (service, stats) in mesh.service_stats()? {
-        let ServiceStats {
-            packets,
-            bytes,
-            refused,
-        } = stats;
-        println!("service {service}: {packets} packets, {bytes} bytes, {refused} packets refused");
+        let ServiceStats { packets, bytes } = stats;
+        println!("service {service}: {packets} packets, {bytes} bytes");
+    }
+    for ((counter, of), packets) in mesh.drops()? {
+        println!("{counter:?} of {of}: {packets} packets dropped");
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{MapInfo, MapType};
 use swarm_ebpf_common::{
-    Address, Config, Counter, Endpoint, FlowKey, FlowValue, FragmentKey, FragmentValue, Mac,
-    PublishedKey, PublishedValue, ServiceStats, ShortcutDraft, ShortcutKey, ShortcutValue,
+    Address, Config, Counter, DropKey, Endpoint, FlowKey, FlowValue, FragmentKey, FragmentValue,
+    Mac, PublishedKey, PublishedValue, ServiceStats, ShortcutDraft, ShortcutKey, ShortcutValue,
     SocketBackend, SocketFlow, SocketPeer, SocketScope, SocketService, SocketTarget, SourceKey,
     TaskPort, TraceCpu, TraceFilter, TranslationKey, capacity, map,
 };
@@ -26,7 +26,7 @@ pub(super) struct Layout {
 }
 
 /// All maps of the object.
-pub(super) const LAYOUTS: [Layout; 25] = [
+pub(super) const LAYOUTS: [Layout; 26] = [
     Layout::of::<PublishedKey, PublishedValue>(map::PUBLISHED, MapType::Hash, capacity::PUBLISHED),
     Layout::of::<Key<SourceKey>, u32>(map::SOURCES, MapType::LpmTrie, capacity::SOURCES),
     Layout::of::<u32, Config>(map::CONFIG, MapType::Array, 1),
@@ -42,6 +42,7 @@ pub(super) const LAYOUTS: [Layout; 25] = [
         capacity::SERVICE_STATS,
     ),
     Layout::of::<u32, u64>(map::COUNTERS, MapType::PerCpuArray, Counter::COUNT),
+    Layout::of::<DropKey, u64>(map::DROPS, MapType::LruPerCpuHash, capacity::DROPS),
     Layout::of::<u32, TaskPort>(map::TASK_PORTS, MapType::Hash, capacity::TASK_PORTS),
     Layout::of::<Mac, u32>(map::TASK_MACS, MapType::Hash, capacity::TASK_MACS),
     Layout::of::<PublishedKey, u32>(map::TARGETS, MapType::Hash, capacity::TARGETS),

@@ -20,7 +20,7 @@ use swarm_ebpf_common::{Address, Mac, map};
 use super::reconcile::{Changed, change, reconcile, reconcile_trie};
 use super::sockets::{self, SocketMaps};
 use super::{
-    Attached, Config, Counter, FlowKey, FlowValue, Program, PublishedKey, PublishedValue,
+    Attached, Config, Counter, DropKey, FlowKey, FlowValue, Program, PublishedKey, PublishedValue,
     ServiceStats, SocketError, SourceKey, TaskPort, TcError, bpffs, layout, program, tc,
 };
 
@@ -155,6 +155,7 @@ pub(crate) struct Mesh {
     flow: HashMap<MapData, FlowKey, FlowValue>,
     service_stats: PerCpuHashMap<MapData, u32, ServiceStats>,
     counters: PerCpuArray<MapData, u64>,
+    drops: PerCpuHashMap<MapData, DropKey, u64>,
 }
 
 impl Mesh {
@@ -193,6 +194,7 @@ impl Mesh {
             flow: take(&mut object, map::FLOW)?,
             service_stats: take(&mut object, map::SERVICE_STATS)?,
             counters: take(&mut object, map::COUNTERS)?,
+            drops: take(&mut object, map::DROPS)?,
             object,
         })
     }
@@ -425,11 +427,26 @@ impl Mesh {
                 .fold(ServiceStats::default(), |sum, value| ServiceStats {
                     packets: sum.packets + value.packets,
                     bytes: sum.bytes + value.bytes,
-                    refused: sum.refused + value.refused,
                 });
             stats.insert(service, total);
         }
         Ok(stats)
+    }
+
+    /// Packets dropped or refused so far, by reason and by the service's index or the interface index of
+    /// the task's port.
+    pub(crate) fn drops(&self) -> Result<BTreeMap<(Counter, u32), u64>, MeshError> {
+        let mut drops = BTreeMap::new();
+        for entry in self.drops.iter() {
+            let (key, values) = entry.map_err(|source| MeshError::UseMap {
+                map: map::DROPS,
+                source,
+            })?;
+            if let Some(parts) = key.parts() {
+                drops.insert(parts, values.iter().sum());
+            }
+        }
+        Ok(drops)
     }
 
     /// All counters, also those at zero.

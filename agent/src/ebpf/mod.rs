@@ -38,9 +38,9 @@ pub(crate) use program::{Direction, Program};
 pub(crate) use reconcile::Changed;
 pub(crate) use sockets::{SocketChange, SocketError, SocketLinks, SocketProgram, SocketTables};
 pub(crate) use swarm_ebpf_common::{
-    Config, Counter, FlowKey, FlowValue, Mac, Protocol, PublishedKey, PublishedValue, ServiceStats,
-    SocketScope, SocketService, SocketTarget, SourceKey, TaskPort, TraceEvent, TraceFilter,
-    TraceStep, published_flag, scope, scope_flag, target_flag,
+    Config, Counter, DropKey, FlowKey, FlowValue, Mac, Protocol, PublishedKey, PublishedValue,
+    ServiceStats, SocketScope, SocketService, SocketTarget, SourceKey, TaskPort, TraceEvent,
+    TraceFilter, TraceStep, published_flag, scope, scope_flag, target_flag,
 };
 pub(crate) use tc::{Attached, TcError};
 pub(crate) use trace::{TraceRequest, Tracer};

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::text::{Family, Kind};
-use crate::node::Told;
+use super::text::{Family, Kind, Label};
+use crate::network::Drops;
+use crate::node::{Told, ToldTask};
 
 /// What this node can tell, as families; of a host in no swarm that it is in none.
 pub(super) fn families(told: &Told) -> Vec<Family> {
@@ -70,16 +71,24 @@ pub(super) fn families(told: &Told) -> Vec<Family> {
             |tally| tally.bytes,
         ),
         services(
-            "swarm_service_refused_packets_total",
-            "Packets from clients outside the source ranges, dropped at this node.",
-            |tally| tally.refused,
-        ),
-        services(
             "swarm_service_connections_total",
             "Connections to published ports that this node has balanced.",
             |tally| tally.connections,
         ),
     ]);
+    families.push(Family {
+        name: "swarm_service_dropped_packets_total",
+        help: "Packets from clients dropped or refused at this node, by why.",
+        kind: Kind::Counter,
+        samples: told
+            .services
+            .iter()
+            .flat_map(|service| {
+                let labels = vec![("service", service.name.clone())];
+                dropped(&service.tally.drops, labels)
+            })
+            .collect(),
+    });
     families.extend(of_tasks(told));
     let events: BTreeMap<_, _> = told.events.iter().collect();
     families.push(Family {
@@ -94,6 +103,22 @@ pub(super) fn families(told: &Told) -> Vec<Family> {
     families
 }
 
+/// A sample for each reason.
+fn dropped(drops: &Drops, labels: Vec<Label>) -> impl Iterator<Item = (Vec<Label>, u64)> {
+    drops.iter().map(move |(reason, packets)| {
+        let reason = ("reason", (*reason).to_owned());
+        (labels.iter().cloned().chain([reason]).collect(), *packets)
+    })
+}
+
+fn labels(task: &ToldTask) -> Vec<Label> {
+    vec![
+        ("service", task.service.clone()),
+        ("task", task.name.clone()),
+        ("task_id", task.id.to_string()),
+    ]
+}
+
 fn of_tasks(told: &Told) -> Vec<Family> {
     let tasks = |name, help, kind, value: fn(&crate::network::TaskTally) -> Option<u64>| Family {
         name,
@@ -102,14 +127,7 @@ fn of_tasks(told: &Told) -> Vec<Family> {
         samples: told
             .tasks
             .iter()
-            .filter_map(|task| {
-                let labels = vec![
-                    ("service", task.service.clone()),
-                    ("task", task.name.clone()),
-                    ("task_id", task.id.to_string()),
-                ];
-                Some((labels, value(&task.tally)?))
-            })
+            .filter_map(|task| Some((labels(task), value(&task.tally)?)))
             .collect(),
     };
     vec![
@@ -149,5 +167,15 @@ fn of_tasks(told: &Told) -> Vec<Family> {
             Kind::Counter,
             |tally| Some(tally.traffic?.out_bytes),
         ),
+        Family {
+            name: "swarm_task_dropped_packets_total",
+            help: "Packets to and from a task of this node dropped on the ingress network, by why.",
+            kind: Kind::Counter,
+            samples: told
+                .tasks
+                .iter()
+                .flat_map(|task| dropped(&task.tally.drops, labels(task)))
+                .collect(),
+        },
     ]
 }

@@ -24,9 +24,12 @@ pub(super) struct Family {
     pub(super) help: &'static str,
     /// What it is.
     pub(super) kind: Kind,
-    /// Values, each with its labels (name and content).
-    pub(super) samples: Vec<(Vec<(&'static str, String)>, u64)>,
+    /// Values, each with its labels.
+    pub(super) samples: Vec<(Vec<Label>, u64)>,
 }
+
+/// A label's name and content.
+pub(super) type Label = (&'static str, String);
 
 /// The families as text. Those without a sample are left out.
 pub(super) fn render(families: &[Family]) -> String {

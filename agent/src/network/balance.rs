@@ -85,15 +85,16 @@ impl Balance {
                 port: port.published,
                 protocol: port.protocol,
             };
-            let published = PublishedAs {
-                service: service.index,
-                restricted: !port.sources.is_empty(),
-            };
-            self.published.insert(entry, published);
             let destinations = match address {
                 IpAddr::V4(_) => &over_ipv4,
                 IpAddr::V6(_) => &over_ipv6,
             };
+            let published = PublishedAs {
+                service: service.index,
+                restricted: !port.sources.is_empty(),
+                answered: !destinations.is_empty(),
+            };
+            self.published.insert(entry, published);
             if destinations.is_empty() {
                 continue;
             }

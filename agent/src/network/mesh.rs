@@ -247,6 +247,21 @@ impl LoadedMesh {
         self.mesh.service_stats()
     }
 
+    /// Packets dropped or refused, by reason and by the service's index or the interface index of the
+    /// task's port.
+    pub(super) fn drops(&self) -> Result<BTreeMap<(Counter, u32), u64>, MeshError> {
+        self.mesh.drops()
+    }
+
+    /// Who is behind the ports of the ingress network's bridge, by interface index, as this process has
+    /// said last.
+    pub(super) fn task_ports(&self) -> BTreeMap<u32, IpAddr> {
+        let ports = self.written.isolation.iter().flat_map(|(ports, _)| ports);
+        ports
+            .map(|(index, port)| (*index, port.address.to_ip()))
+            .collect()
+    }
+
     /// What the programs have counted, by event.
     pub(super) fn events(&self) -> Result<BTreeMap<Counter, u64>, MeshError> {
         self.mesh.counters()
@@ -472,11 +487,9 @@ fn key(entry: &Published) -> PublishedKey {
 fn entries(published: &BTreeMap<Published, PublishedAs>) -> BTreeMap<PublishedKey, PublishedValue> {
     let entry = |(entry, published): (&Published, &PublishedAs)| {
         let key = key(entry);
-        let flags = if published.restricted {
-            published_flag::SOURCES
-        } else {
-            0
-        };
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        let flags = flag(published.restricted, published_flag::SOURCES)
+            | flag(!published.answered, published_flag::NO_TASK);
         let service = published.service;
         (key, PublishedValue { service, flags })
     };
@@ -494,6 +507,7 @@ fn held_port((key, value): (PublishedKey, PublishedValue)) -> Option<(Published,
     let published = PublishedAs {
         service: value.service,
         restricted: value.flags & published_flag::SOURCES != 0,
+        answered: value.flags & published_flag::NO_TASK == 0,
     };
     Some((port, published))
 }

@@ -76,5 +76,5 @@ pub(crate) use netns::NetnsDir;
 pub(crate) use netns::{Netns, NetnsError};
 pub(crate) use probe::{Outcome, probe};
 pub(crate) use reconcile::{Applied, NetworkConfig, NetworkError, Passes, Reconciler};
-pub(crate) use stats::{NodeStats, ServiceTally, TaskTally};
+pub(crate) use stats::{Drops, NodeStats, ServiceTally, TaskTally};
 pub(crate) use task_netns::{task_connections, task_listens, task_netns};

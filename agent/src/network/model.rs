@@ -264,6 +264,8 @@ pub(super) struct PublishedAs {
     pub(super) service: u32,
     /// Whether only clients listed in [`MeshMaps::sources`] may use it.
     pub(super) restricted: bool,
+    /// Whether it has a balancer. Without one it is refused, which the programs count.
+    pub(super) answered: bool,
 }
 
 /// A network whose clients may use a restricted port.

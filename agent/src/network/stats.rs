@@ -3,8 +3,9 @@
 //!
 //! | what | counted by | of |
 //! |---|---|---|
-//! | packets, bytes and refusals of a service | `mesh_uplink` | what came in at this node for its published ports |
+//! | packets, bytes and drops of a service | `mesh_uplink` | what came in at this node for its published ports |
 //! | connections of a service and of a task | IPVS | what this node has balanced, wherever the task is |
+//! | drops of a task | `flow_learn`, `flow_return` | what it sent, and what was sent to it, on its own node |
 //! | packets and bytes of a task | its interface on the ingress network | all of a task's traffic there, on its own node |
 //! | events, drops among them | all programs | this node |
 //!
@@ -39,20 +40,23 @@ pub(crate) struct NodeStats {
 }
 
 /// What was counted of a service.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ServiceTally {
     /// Packets from clients.
     pub(crate) packets: u64,
     /// Their bytes, Ethernet headers included.
     pub(crate) bytes: u64,
-    /// Packets dropped because their client is outside the source ranges.
-    pub(crate) refused: u64,
     /// Connections balanced.
     pub(crate) connections: u64,
+    /// Packets from clients that were dropped or refused, by each of [`Counter::OF_SERVICES`].
+    pub(crate) drops: Drops,
 }
 
+/// Packets by why they were dropped, those at zero too.
+pub(crate) type Drops = BTreeMap<&'static str, u64>;
+
 /// What was counted of a task.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TaskTally {
     /// Connections that this node has balanced to it.
     pub(crate) connections: u64,
@@ -60,6 +64,9 @@ pub(crate) struct TaskTally {
     pub(crate) active: u64,
     /// What went to and from it; nothing for a task of another node.
     pub(crate) traffic: Option<Traffic>,
+    /// Packets to and from it that were dropped, by each of [`Counter::OF_TASKS`]; nothing for a task
+    /// of another node.
+    pub(crate) drops: Drops,
 }
 
 /// What went to and from a task on the ingress network.
@@ -82,12 +89,28 @@ pub(super) struct Counted {
     pub(super) published: BTreeMap<Published, PublishedAs>,
     /// By the service's index.
     pub(super) services: BTreeMap<u32, ServiceStats>,
+    /// By reason and by the service's index or the port's in `task_ports`.
+    pub(super) drops: BTreeMap<(Counter, u32), u64>,
+    /// The address behind each task's port, by the port's interface index.
+    pub(super) task_ports: BTreeMap<u32, IpAddr>,
     /// All of them.
     pub(super) events: BTreeMap<Counter, u64>,
     /// IPVS services with their destinations.
     pub(super) balanced: Vec<(ServiceEntry, Vec<DestinationEntry>)>,
     /// By task.
     pub(super) traffic: BTreeMap<TaskId, Traffic>,
+}
+
+impl Counted {
+    fn drops_of(&self, reasons: &[Counter], of: u32) -> Drops {
+        let reasons = reasons.iter();
+        reasons
+            .map(|reason| {
+                let packets = self.drops.get(&(*reason, of)).copied().unwrap_or(0);
+                (reason.name(), packets)
+            })
+            .collect()
+    }
 }
 
 /// Says of which service and task of `desired` what was counted is. What is of none is left out:
@@ -104,8 +127,8 @@ pub(super) fn node_stats(desired: &Desired, counted: &Counted) -> NodeStats {
         let tally = ServiceTally {
             packets: of.packets,
             bytes: of.bytes,
-            refused: of.refused,
             connections: 0,
+            drops: counted.drops_of(&Counter::OF_SERVICES, *index),
         };
         stats.services.insert((*id).clone(), tally);
     }
@@ -127,6 +150,14 @@ pub(super) fn node_stats(desired: &Desired, counted: &Counted) -> NodeStats {
     for task in desired.local_tasks.keys() {
         let tally = stats.tasks.entry(task.clone()).or_default();
         tally.traffic = counted.traffic.get(task).copied();
+    }
+    for (port, address) in &counted.task_ports {
+        if let Some(tally) = tasks
+            .get(address)
+            .and_then(|task| stats.tasks.get_mut(*task))
+        {
+            tally.drops = counted.drops_of(&Counter::OF_TASKS, *port);
+        }
     }
     let events = counted.events.iter();
     stats.events = events

@@ -25,4 +25,4 @@ mod trace;
 pub(crate) use lifecycle::Agent;
 pub(crate) use local::serve;
 pub(crate) use lock::lock;
-pub(crate) use told::Told;
+pub(crate) use told::{Told, ToldTask};

@@ -92,7 +92,7 @@ impl Standing {
 fn named(assigned: &Assigned, stats: &NodeStats) -> Told {
     let mut services = BTreeMap::new();
     for (id, service) in assigned.services.iter() {
-        let tally = stats.services.get(id).copied().unwrap_or_default();
+        let tally = stats.services.get(id).cloned().unwrap_or_default();
         services.insert(id, (service.name.clone(), tally));
     }
     for task in assigned.tasks.values() {
@@ -117,7 +117,7 @@ fn named(assigned: &Assigned, stats: &NodeStats) -> Told {
             },
             service_id: service_id.clone(),
             service: service.clone(),
-            tally: *tally,
+            tally: tally.clone(),
         });
     }
     let mut services: Vec<_> = services
@@ -150,7 +150,7 @@ impl From<Told> for v1::GetStatsResponse {
             connections: service.tally.connections,
             packets: service.tally.packets,
             bytes: service.tally.bytes,
-            refused: service.tally.refused,
+            drops: counts(service.tally.drops),
         });
         let tasks = told.tasks.into_iter().map(|task| v1::TaskStats {
             id: task.id.to_string(),
@@ -164,15 +164,22 @@ impl From<Told> for v1::GetStatsResponse {
                 out_packets: traffic.out_packets,
                 out_bytes: traffic.out_bytes,
             }),
-        });
-        let events = told.events.into_iter().map(|(name, count)| v1::EventCount {
-            name: name.to_owned(),
-            count,
+            drops: counts(task.tally.drops),
         });
         Self {
             services: services.collect(),
             tasks: tasks.collect(),
-            events: events.collect(),
+            events: counts(told.events),
         }
     }
+}
+
+fn counts(counts: BTreeMap<&'static str, u64>) -> Vec<v1::EventCount> {
+    let counts = counts.into_iter();
+    counts
+        .map(|(name, count)| v1::EventCount {
+            name: name.to_owned(),
+            count,
+        })
+        .collect()
 }

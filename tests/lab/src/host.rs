@@ -1,6 +1,7 @@
 //! The lab as a test sees it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use crate::agent::Agent;
 use crate::command::{DEFAULT_DEADLINE, Output, run};
 use crate::image::WebAnswer;
+use crate::swarm::TaskRow;
 use crate::topology::{CLIENT, Node, Topology};
 
 /// How long one request from a test may take.
@@ -103,7 +105,7 @@ impl Host {
 
     /// Its address on the underlay.
     #[must_use]
-    pub fn address(&self) -> std::net::Ipv4Addr {
+    pub fn address(&self) -> Ipv4Addr {
         self.node.address
     }
 
@@ -185,6 +187,42 @@ impl Host {
     /// As [`Host::exec`].
     pub fn swarmctl(&self, arguments: &[&str]) -> Result<Output> {
         self.exec(&[&["swarmctl"], arguments].concat())
+    }
+
+    /// Names of its agent's network namespaces that begin so.
+    #[must_use]
+    pub fn namespaces(&self, prefix: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.agent().run_dir().join("netns"));
+        let names = entries
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter(|name| name.starts_with(prefix)).collect()
+    }
+
+    /// Runs a command in the network namespace of a task that runs on it.
+    ///
+    /// # Errors
+    /// When the task has no namespace here, or the command fails or does not end in time.
+    pub fn exec_in_task(&self, task: &TaskRow, argv: &[&str]) -> Result<String> {
+        let names = self.namespaces(&format!("task-{}", task.id));
+        let name = names.first().context("the task has no namespace here")?;
+        let netns = self.agent().run_dir().join("netns").join(name);
+        let enter = format!("--net={}", netns.display());
+        self.exec(&[&["nsenter", &enter], argv].concat())?.success()
+    }
+
+    /// A task's IPv4 address on an interface, where it runs.
+    ///
+    /// # Errors
+    /// As [`Host::exec_in_task`], and when it has none there.
+    pub fn address_in_task(&self, task: &TaskRow, interface: &str) -> Result<Ipv4Addr> {
+        let show = ["ip", "-4", "-o", "addr", "show", interface];
+        let text = self.exec_in_task(task, &show)?;
+        let mut words = text.split_whitespace().skip_while(|word| *word != "inet");
+        let net = words.nth(1).context("no address")?;
+        let address = net.split('/').next().unwrap_or(net);
+        address.parse().with_context(|| text.clone())
     }
 
     /// Asks `http://<target>:<port>/` on a connection of its own.

@@ -463,6 +463,63 @@ fn another_root_ends_no_session_and_no_request() {
     assert_eq!(before, ids(&swarm.wait_running("web", 3).unwrap()));
 }
 
+/// The lab's clock, which all its hosts share, set ahead (or back) for as long as this lives.
+struct ClockSet<'a> {
+    host: &'a Host,
+    by_s: i64,
+}
+
+impl<'a> ClockSet<'a> {
+    fn by(host: &'a Host, by_s: i64) -> Self {
+        set_clock(host, by_s);
+        Self { host, by_s }
+    }
+}
+
+impl Drop for ClockSet<'_> {
+    fn drop(&mut self) {
+        set_clock(self.host, -self.by_s);
+    }
+}
+
+fn set_clock(host: &Host, by_s: i64) {
+    let script = format!("date --set=@$(($(date +%s) + {by_s}))");
+    let set = host.exec(&["sh", "-c", &script]);
+    set.and_then(Output::success).expect("a clock that is set");
+}
+
+#[test]
+fn clocks_that_jump_hold_nothing_up_and_replace_nothing() {
+    const JUMP_S: i64 = 3 * 3600;
+    let swarm = swarm();
+    let before = ids(&swarm.wait_running("web", 3).unwrap());
+    let load = load(&swarm);
+    let works = |name: &str| {
+        swarm.create_web(name, 1, &[]).unwrap();
+        swarm.wait_running(name, 1).unwrap();
+        let scale = format!("{name}=2");
+        swarm.swarmctl(&["service", "scale", "-d", &scale]).unwrap();
+        let first = ids(&swarm.wait_running(name, 2).unwrap());
+        let update = ["swarmctl", "service", "update", "--force", name];
+        let updated = swarm.manager().exec_within(SETTLE_DEADLINE * 2, &update);
+        updated.and_then(Output::success).expect("new tasks");
+        let second = ids(&swarm.wait_running(name, 2).unwrap());
+        assert!(first.is_disjoint(&second), "{first:?}, {second:?}");
+        swarm.swarmctl(&["service", "rm", name]).unwrap();
+    };
+    {
+        let _ahead = ClockSet::by(swarm.lab.host(1), JUMP_S);
+        works("ahead");
+        swarm.wait_ready().unwrap();
+    }
+    // What was written down then is in the future now.
+    works("back");
+    swarm.wait_ready().unwrap();
+    let after = ids(&swarm.wait_running("web", 3).unwrap());
+    assert_eq!(before, after, "no task was replaced");
+    nothing_failed(load);
+}
+
 /// Runs a shell script in the directory of a host's manager.
 fn at_control_dir(host: &Host, script: &str) {
     let dir = host.agent().state_dir().join("control");

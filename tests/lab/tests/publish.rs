@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use swarm_lab::swarm::SETTLE_DEADLINE;
+use serde_json::Value;
+use swarm_lab::swarm::{SETTLE_DEADLINE, TaskRow};
 use swarm_lab::{Host, Swarm, wait_until};
 
 fn swarm() -> MutexGuard<'static, Swarm> {
@@ -324,6 +325,116 @@ fn a_port_without_a_task_refuses_at_once_however_often_it_is_asked() {
             refuses(&swarm, host.address(), 8088).unwrap();
         }
     }
+}
+
+/// What a host has counted of a service (`Service`) or task (`Task`) of that name.
+fn counted(host: &Host, kind: &str, name: &str) -> Result<Value> {
+    let told = host.swarmctl(&["service", "stats", "--format", "json"])?;
+    let rows: Vec<Value> = told
+        .success()?
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    let row = rows.into_iter().find(|row| row[kind] == name);
+    row.with_context(|| format!("{} has no {kind} {name}", host.name()))
+}
+
+fn number(row: &Value, pointer: &str) -> u64 {
+    row.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)
+}
+
+#[test]
+fn what_comes_in_is_counted_by_service_and_by_task() {
+    const REQUESTS: u64 = 10;
+    /// Of a request with an answer on a connection of its own, the least: begun, acknowledged, asked, ended.
+    const PACKETS: u64 = 4;
+    let swarm = swarm();
+    let web = Web::create(&swarm, "counted", 1, &["-p", "8090:80"]);
+    let task = swarm.wait_running("counted", 1).unwrap().remove(0);
+    let (with, without) = web.hosts();
+    let (there, asked) = (with[0], without[0]);
+    swarm.wait_answers(asked, 8090, 1).unwrap();
+    let of_service = || counted(asked, "Service", "counted").unwrap();
+    let of_task = || counted(there, "Task", &task.name).unwrap();
+    let (service_before, task_before) = (of_service(), of_task());
+    for _ in 0..REQUESTS {
+        swarm.lab.client().ask_web(asked, 8090).unwrap();
+    }
+    // A node may ask its own ports meanwhile, which is no packet of a client's.
+    wait_until(SETTLE_DEADLINE, "counted", || {
+        let more = |pointer| number(&of_service(), pointer) - number(&service_before, pointer);
+        ensure!(more("/Connections") >= REQUESTS);
+        ensure!(more("/InPackets") >= REQUESTS * PACKETS);
+        ensure!(more("/InBytes") >= REQUESTS * PACKETS * 54);
+        let more = |pointer| number(&of_task(), pointer) - number(&task_before, pointer);
+        ensure!(more("/InPackets") >= REQUESTS * PACKETS);
+        ensure!(more("/OutPackets") >= REQUESTS * PACKETS);
+        Ok(())
+    })
+    .unwrap();
+    let by_ipvs = in_ingress(asked, &["ipvsadm", "-Ln", "--stats", "--exact"]).unwrap();
+    let lines = by_ipvs.lines().filter(|line| line.contains(":8090 "));
+    let words = lines.map(|line| line.split_whitespace().nth(2).unwrap_or_default());
+    let by_ipvs: u64 = words.map(|word| word.parse::<u64>().unwrap()).sum();
+    assert!(by_ipvs >= REQUESTS);
+    assert!(number(&of_service(), "/Connections") >= by_ipvs);
+    assert_eq!(of_service()["DroppedPackets"]["no_task"], 0);
+}
+
+#[test]
+fn what_is_dropped_is_counted_by_why() {
+    let swarm = swarm();
+    let web = Web::create(&swarm, "dropping", 2, &["-p", "8091:80"]);
+    let tasks = swarm.wait_running("dropping", 2).unwrap();
+    let host = |task: &TaskRow| {
+        let hosts = swarm.lab.hosts();
+        hosts.iter().find(|host| host.name() == task.node).unwrap()
+    };
+    let [bad, good] = &tasks[..] else {
+        panic!("{tasks:?}")
+    };
+    let other = host(good).address_in_task(good, "eth0").unwrap();
+    let isolated = |task: &TaskRow| {
+        let row = counted(host(task), "Task", &task.name).unwrap();
+        number(&row, "/DroppedPackets/isolated")
+    };
+    // Not nothing: a task's kernel tells its link of multicast groups.
+    let before = isolated(bad);
+    // Published is the target, and nothing else of a task.
+    let url = format!("http://{other}:81/");
+    let curl = ["curl", "-sS", "--max-time", "2", &url];
+    let answer = host(bad).exec_in_task(bad, &curl);
+    assert!(answer.is_err(), "{answer:?}");
+    assert!(isolated(bad) > before);
+
+    let asked = swarm.lab.host(1);
+    let dropped = |why: &str| {
+        let row = counted(asked, "Service", "dropping").unwrap();
+        number(&row, &format!("/DroppedPackets/{why}"))
+    };
+    swarm.wait_answers(asked, 8091, 1).unwrap();
+    assert_eq!((dropped("no_task"), dropped("source_refused")), (0, 0));
+    web.update(&["--replicas", "0"]);
+    wait_table(asked, 8091, <[String]>::is_empty);
+    wait_until(SETTLE_DEADLINE, "counted", || {
+        refuses(&swarm, asked.address(), 8091)?;
+        ensure!(dropped("no_task") > 0);
+        Ok(())
+    })
+    .unwrap();
+    web.update(&[
+        "--publish-add",
+        "target=80,published=8091,source=203.0.113.0/24",
+    ]);
+    wait_until(SETTLE_DEADLINE, "counted", || {
+        let url = format!("http://{}:8091/", asked.address());
+        let curl = ["curl", "-sS", "--max-time", "1", &url];
+        let answer = swarm.lab.client().exec(&curl)?;
+        ensure!(answer.code == 28, "{answer:?}");
+        ensure!(dropped("source_refused") > 0);
+        Ok(())
+    })
+    .unwrap();
 }
 
 #[test]

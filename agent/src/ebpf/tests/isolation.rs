@@ -40,9 +40,16 @@ fn mesh(sandbox: &super::sandbox::Sandbox) -> Mesh {
     mesh
 }
 
+/// What was dropped in all, and of the task alike.
 fn counts(mesh: &Mesh) -> (u64, u64) {
     let counters = mesh.counters().unwrap();
-    (counters[&Counter::Spoofed], counters[&Counter::Isolated])
+    let of_task = mesh.drops().unwrap();
+    let count = |counter| {
+        let of_task = of_task.get(&(counter, ifindex("lo")));
+        assert_eq!(counters[&counter], of_task.copied().unwrap_or(0));
+        counters[&counter]
+    };
+    (count(Counter::Spoofed), count(Counter::Isolated))
 }
 
 fn verdict(mesh: &Mesh, program: Program, frame: &[u8]) -> i32 {

@@ -219,11 +219,9 @@ fn uplink_drops_and_counts_clients_outside_the_source_ranges() {
         }
         assert_eq!(counter(&mesh, Counter::SourceRefused), 3);
         let stats = mesh.service_stats().unwrap()[&7];
-        assert_eq!(
-            (stats.packets, stats.refused),
-            (2, 3),
-            "told of the service"
-        );
+        assert_eq!(stats.packets, 2);
+        let drops = BTreeMap::from([((Counter::SourceRefused, 7), 3)]);
+        assert_eq!(mesh.drops().unwrap(), drops, "told of the service");
         // Ports without the flag do not look.
         let udp = Frame::udp(([10, 0, 0, 1].into(), 1), (NODE, 8080));
         assert_eq!(uplink(&mesh, &udp), REDIRECT);
@@ -231,6 +229,30 @@ fn uplink_drops_and_counts_clients_outside_the_source_ranges() {
         let changed = mesh.set_sources(&BTreeSet::new()).unwrap();
         assert_eq!((changed.written, changed.removed), (0, 4));
         assert_eq!(uplink(&mesh, &to_node()), DROP);
+    });
+}
+
+#[test]
+fn what_no_task_answers_is_taken_in_to_be_refused_and_counted() {
+    sandboxed(|sandbox| {
+        let mut mesh = sandbox.load();
+        publish(&mut mesh);
+        let key = PublishedKey::new(NODE.into(), 8080, Protocol::Tcp);
+        let with = |mesh: &mut Mesh, flags| {
+            let value = PublishedValue { service: 7, flags };
+            mesh.set_published(&BTreeMap::from([(key, value)])).unwrap();
+            verdict(mesh, Program::MeshUplink, &to_node())
+        };
+        assert_eq!(with(&mut mesh, 0), REDIRECT);
+        assert_eq!(mesh.drops().unwrap(), BTreeMap::new());
+        assert_eq!(with(&mut mesh, published_flag::NO_TASK), REDIRECT);
+        let drops = BTreeMap::from([((Counter::NoTask, 7), 1)]);
+        assert_eq!(mesh.drops().unwrap(), drops);
+        assert_eq!(counter(&mesh, Counter::NoTask), 1);
+        // Who may not ask is told nothing.
+        let both = published_flag::NO_TASK | published_flag::SOURCES;
+        assert_eq!(with(&mut mesh, both), DROP);
+        assert_eq!(counter(&mesh, Counter::NoTask), 1);
     });
 }
 
@@ -266,11 +288,7 @@ fn uplink_counts_requests_by_service() {
             verdict(&mesh, Program::MeshUplink, frame);
         }
         let bytes = (to_node().bytes().len() + long.bytes().len()) as u64;
-        let stats = ServiceStats {
-            packets: 2,
-            bytes,
-            refused: 0,
-        };
+        let stats = ServiceStats { packets: 2, bytes };
         let stats = BTreeMap::from([(7, stats)]);
         assert_eq!(mesh.service_stats().unwrap(), stats);
 

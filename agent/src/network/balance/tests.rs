@@ -112,6 +112,7 @@ fn an_ordinary_port_is_open_everywhere_and_leads_to_all_tasks() {
     let expected = PublishedAs {
         service: 7,
         restricted: false,
+        answered: true,
     };
     assert!(balance.published.values().all(|value| *value == expected));
     for balanced in balance.table.values() {
@@ -156,6 +157,8 @@ fn without_a_ready_task_a_port_is_open_and_has_no_balancer() {
             let balance = of(port.clone(), backends);
             assert_eq!(balance.published.len(), 4, "{scheduler:?} {backends:?}");
             assert_eq!(weights(&balance), None, "{scheduler:?} {backends:?}");
+            let mut published = balance.published.values();
+            assert!(published.all(|published| !published.answered));
         }
     }
     // Connections of one that drains run on.

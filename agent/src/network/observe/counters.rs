@@ -18,6 +18,8 @@ pub(in crate::network) fn count(kernel: &mut Kernel) -> Result<Counted, KernelEr
     if let Ok(mesh) = kernel.mesh.look() {
         counted.published = mesh.published();
         counted.services = mesh.service_stats()?;
+        counted.drops = mesh.drops()?;
+        counted.task_ports = mesh.task_ports();
         counted.events = mesh.events()?;
     }
     match kernel.ipvs() {

@@ -9,7 +9,7 @@ use swarm_ipvs::{
 };
 use swarm_model::{PortConfig, Protocol, ServiceId, TaskId};
 
-use super::{Counted, NodeStats, ServiceTally, TaskTally, Traffic, node_stats};
+use super::{Counted, Drops, NodeStats, ServiceTally, TaskTally, Traffic, node_stats};
 use crate::ebpf::{Counter, ServiceStats};
 use crate::network::desired::{Desired, IngressNetwork, LocalNode, LocalTask, Service, Task};
 use crate::network::model::{Published, PublishedAs};
@@ -107,14 +107,12 @@ fn published(at: IpAddr, service: u32) -> (Published, PublishedAs) {
         port: 8080 + u16::try_from(service).unwrap(),
         protocol: Protocol::Tcp,
     };
-    let restricted = false;
-    (
-        port,
-        PublishedAs {
-            service,
-            restricted,
-        },
-    )
+    let published = PublishedAs {
+        service,
+        restricted: false,
+        answered: true,
+    };
+    (port, published)
 }
 
 #[test]
@@ -123,7 +121,19 @@ fn counts_of_all_addresses_and_versions_are_one_services_and_one_tasks() {
     let twin: IpAddr = "fd00:a::aff:101".parse().unwrap();
     let counted = Counted {
         published: [published(v4, 1), published(v6, 1), published(v4, 2)].into(),
-        services: [(1, of(10, 2)), (7, of(99, 0))].into(),
+        services: [(1, of(10)), (7, of(99))].into(),
+        drops: [
+            ((Counter::SourceRefused, 1), 2),
+            // The same number, of a port.
+            ((Counter::Spoofed, 1), 9),
+            ((Counter::Isolated, 31), 3),
+            // Of a service, a port and a task that are gone.
+            ((Counter::NoTask, 7), 5),
+            ((Counter::Isolated, 33), 6),
+            ((Counter::Isolated, 39), 7),
+        ]
+        .into(),
+        task_ports: [(31, address(1)), (39, address(9))].into(),
         events: [(Counter::SourceRefused, 2)].into(),
         balanced: vec![
             balanced(v4, 8081, 30, &[(address(1), 20), (address(2), 10)]),
@@ -133,11 +143,19 @@ fn counts_of_all_addresses_and_versions_are_one_services_and_one_tasks() {
         ],
         traffic: [(id('t', 1), traffic()), (id('t', 9), traffic())].into(),
     };
-    let task = |connections, active, traffic| TaskTally {
+    let task = |connections, active, traffic, drops| TaskTally {
         connections,
         active,
         traffic,
+        drops,
     };
+    let of_service = |source_refused| [("no_task", 0), ("source_refused", source_refused)].into();
+    let of_task = [
+        ("isolated", 3),
+        ("return_failed", 0),
+        ("spoofed", 0),
+        ("translation_failed", 0),
+    ];
     let expected = NodeStats {
         services: [
             (
@@ -145,16 +163,25 @@ fn counts_of_all_addresses_and_versions_are_one_services_and_one_tasks() {
                 ServiceTally {
                     packets: 10,
                     bytes: 1000,
-                    refused: 2,
                     connections: 34,
+                    drops: of_service(2),
                 },
             ),
-            (id('s', 2), ServiceTally::default()),
+            (
+                id('s', 2),
+                ServiceTally {
+                    drops: of_service(0),
+                    ..ServiceTally::default()
+                },
+            ),
         ]
         .into(),
         tasks: [
-            (id::<TaskId>('t', 1), task(24, 2, Some(traffic()))),
-            (id('t', 2), task(10, 1, None)),
+            (
+                id::<TaskId>('t', 1),
+                task(24, 2, Some(traffic()), of_task.into()),
+            ),
+            (id('t', 2), task(10, 1, None, Drops::new())),
         ]
         .into(),
         events: [("source_refused", 2)].into(),
@@ -162,11 +189,10 @@ fn counts_of_all_addresses_and_versions_are_one_services_and_one_tasks() {
     assert_eq!(node_stats(&desired(), &counted), expected);
 }
 
-fn of(packets: u64, refused: u64) -> ServiceStats {
+fn of(packets: u64) -> ServiceStats {
     ServiceStats {
         packets,
         bytes: packets * 100,
-        refused,
     }
 }
 

@@ -1,5 +1,7 @@
 //! `swarmctl service stats`.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use swarm_api::v1;
 
@@ -82,7 +84,7 @@ fn render_table(found: &v1::GetStatsResponse) -> String {
             NOT_KNOWN.to_owned(),
             format!("{} / {NOT_KNOWN}", service.packets),
             format!("{} / {NOT_KNOWN}", size(service.bytes)),
-            service.refused.to_string(),
+            dropped(&service.drops),
         ]);
         let tasks = found.tasks.iter();
         for task in tasks.filter(|task| task.service_id == service.id) {
@@ -99,7 +101,10 @@ fn render_table(found: &v1::GetStatsResponse) -> String {
                 task.active.to_string(),
                 packets,
                 bytes,
-                NOT_KNOWN.to_owned(),
+                match task.traffic {
+                    Some(_) => dropped(&task.drops),
+                    None => NOT_KNOWN.to_owned(),
+                },
             ]);
         }
     }
@@ -110,7 +115,7 @@ fn render_table(found: &v1::GetStatsResponse) -> String {
             ("ACTIVE", "Active"),
             ("PACKETS I/O", "Packets"),
             ("NET I/O", "Net"),
-            ("REFUSED", "Refused"),
+            ("DROPPED", "Dropped"),
         ],
         rows,
     };
@@ -137,7 +142,7 @@ fn render_json(found: &v1::GetStatsResponse) -> String {
             "Connections": service.connections,
             "InPackets": service.packets,
             "InBytes": service.bytes,
-            "RefusedPackets": service.refused,
+            "DroppedPackets": by_name(&service.drops),
         })
     });
     let tasks = found.tasks.iter().map(|task| {
@@ -151,12 +156,31 @@ fn render_json(found: &v1::GetStatsResponse) -> String {
             "InBytes": task.traffic.as_ref().map(|traffic| traffic.in_bytes),
             "OutPackets": task.traffic.as_ref().map(|traffic| traffic.out_packets),
             "OutBytes": task.traffic.as_ref().map(|traffic| traffic.out_bytes),
+            "DroppedPackets": by_name(&task.drops),
         })
     });
     let events = found.events.iter();
     let events = events.map(|event| json!({ "Event": event.name, "Count": event.count }));
     let lines = services.chain(tasks).chain(events);
     lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// Packets by why, those at zero left out: `3 isolated, 1 spoofed`.
+fn dropped(drops: &[v1::EventCount]) -> String {
+    let some = drops.iter().filter(|drop| drop.count > 0);
+    let some: Vec<_> = some
+        .map(|drop| format!("{} {}", drop.count, drop.name))
+        .collect();
+    if some.is_empty() {
+        "0".to_owned()
+    } else {
+        some.join(", ")
+    }
+}
+
+fn by_name(drops: &[v1::EventCount]) -> BTreeMap<&str, u64> {
+    let drops = drops.iter();
+    drops.map(|drop| (drop.name.as_str(), drop.count)).collect()
 }
 
 /// Bytes as Docker shows them: thousands, one decimal.
@@ -177,6 +201,11 @@ fn size(bytes: u64) -> String {
 mod tests {
     use super::*;
 
+    fn count(name: &str, count: u64) -> v1::EventCount {
+        let name = name.to_owned();
+        v1::EventCount { name, count }
+    }
+
     fn found() -> v1::GetStatsResponse {
         let service = |id: &str, name: &str| v1::ServiceStats {
             id: id.to_owned(),
@@ -184,7 +213,7 @@ mod tests {
             connections: 30,
             packets: 400,
             bytes: 35_250,
-            refused: 2,
+            drops: vec![count("no_task", 0), count("source_refused", 2)],
         };
         let task = |id: &str, traffic| v1::TaskStats {
             id: id.to_owned(),
@@ -193,6 +222,10 @@ mod tests {
             connections: 15,
             active: 3,
             traffic,
+            drops: match traffic {
+                Some(_) => vec![count("isolated", 4), count("spoofed", 1)],
+                None => Vec::new(),
+            },
         };
         let traffic = v1::TaskTraffic {
             in_packets: 200,
@@ -203,16 +236,7 @@ mod tests {
         v1::GetStatsResponse {
             services: vec![service("abc1", "web"), service("abd2", "api")],
             tasks: vec![task("1", Some(traffic)), task("2", None)],
-            events: vec![
-                v1::EventCount {
-                    name: "isolated".to_owned(),
-                    count: 4,
-                },
-                v1::EventCount {
-                    name: "spoofed".to_owned(),
-                    count: 0,
-                },
-            ],
+            events: vec![count("isolated", 4), count("spoofed", 0)],
         }
     }
 
@@ -221,9 +245,9 @@ mod tests {
         let mut found = found();
         select(&mut found, &["web".to_owned()]).expect("web is there");
         let expected = "\
-NAME        CONNECTIONS   ACTIVE   PACKETS I/O   NET I/O        REFUSED
-web         30            -        400 / -       35.2kB / -     2
- \\_ web.1   15            3        200 / 180     999B / 1.2MB   -
+NAME        CONNECTIONS   ACTIVE   PACKETS I/O   NET I/O        DROPPED
+web         30            -        400 / -       35.2kB / -     2 source_refused
+ \\_ web.1   15            3        200 / 180     999B / 1.2MB   4 isolated, 1 spoofed
  \\_ web.2   15            3        -             -              -
 Events on this node: isolated 4
 ";
@@ -242,6 +266,8 @@ Events on this node: isolated 4
         assert_eq!(lines[2]["OutBytes"], 1_234_567);
         assert_eq!(lines[3]["OutBytes"], serde_json::Value::Null);
         assert_eq!(lines[4]["Count"], 4);
+        assert_eq!(lines[0]["DroppedPackets"]["source_refused"], 2);
+        assert_eq!(lines[2]["DroppedPackets"]["spoofed"], 1);
     }
 
     #[test]
