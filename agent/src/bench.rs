@@ -389,7 +389,7 @@ fn own(ipv6: bool) -> Result<Vec<v1::Assignment>> {
             data_path_address: format!("192.0.2.{}", number + 1),
         }))
     };
-    let network = assignment(v1::assignment::Item::Network((&network).into()));
+    let network = assignment(v1::assignment::Item::Network(Box::new((&network).into())));
     Ok(std::iter::once(network)
         .chain((0..=PEERS).map(peer))
         .collect())

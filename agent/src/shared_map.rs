@@ -1,15 +1,15 @@
 //! An ordered map whose clones share what they have in common.
 //!
 //! What a node is told of a large swarm changes by a few entries at a time, and is handed from one
-//! part of the agent to the next as a whole. With this map a clone costs a count for each chunk
-//! and no copies, a change copies the one chunk it falls into, and two maps of which one was made from
+//! part of the agent to the next as a whole. With this map a clone costs a count and no copies, a
+//! change copies the list of chunks and the one chunk it falls into, and two maps of which one was made from
 //! the other are compared by looking only at the chunks that are not the same in memory.
 //!
 //! | | cost, for `n` entries and `d` differences |
 //! |---|---|
-//! | clone | `n / CHUNK_MAX` counts |
+//! | clone | one count |
 //! | `get` | two binary searches |
-//! | `insert`, `remove` | a copy of one chunk, where it is shared |
+//! | `insert`, `remove` | where it is shared, `n / CHUNK_MAX` counts and a copy of one chunk |
 //! | `differences`, `==` | `n / CHUNK_MAX` comparisons of pointers and `d` chunks of entries |
 
 use std::borrow::Borrow;
@@ -17,25 +17,27 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
-/// Entries of a chunk: more make changes dearer, fewer clones.
+/// Entries of a chunk: with more a change copies more of them, with fewer more counts.
 const CHUNK_MAX: usize = 32;
 
 /// See the [module](self).
-#[derive(Clone)]
 pub(crate) struct SharedMap<K, V> {
     /// In ascending order, none of them empty.
-    chunks: Vec<Arc<Vec<(K, V)>>>,
+    chunks: Arc<Vec<Chunk<K, V>>>,
     len: usize,
 }
+
+/// Neighbouring entries, in ascending order.
+type Chunk<K, V> = Arc<Vec<(K, V)>>;
 
 /// An entry that is not the same in two maps: what it is in the one and in the other.
 pub(crate) type Difference<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
 
 impl<K, V> SharedMap<K, V> {
     /// Without an entry.
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            chunks: Vec::new(),
+            chunks: Arc::default(),
             len: 0,
         }
     }
@@ -75,7 +77,7 @@ impl<K: Ord, V> SharedMap<K, V> {
     where
         K: Borrow<Q>,
     {
-        let begins_before = |chunk: &Arc<Vec<(K, V)>>| chunk[0].0.borrow() <= key;
+        let begins_before = |chunk: &Chunk<K, V>| chunk[0].0.borrow() <= key;
         self.chunks.partition_point(begins_before).saturating_sub(1)
     }
 
@@ -96,22 +98,39 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
     /// Puts an entry in, in the place of an earlier one, which is returned.
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
         let number = self.chunk_of(&key);
-        let Some(chunk) = self.chunks.get_mut(number) else {
-            self.chunks.push(Arc::new(vec![(key, value)]));
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let count = chunks.len();
+        let Some(chunk) = chunks.get_mut(number) else {
+            chunks.push(Arc::new(vec![(key, value)]));
             self.len = 1;
             return None;
         };
-        let entries = Arc::make_mut(chunk);
-        let at = match entries.binary_search_by(|(of, _)| of.cmp(&key)) {
-            Ok(at) => return Some(std::mem::replace(&mut entries[at].1, value)),
+        let found = chunk.binary_search_by(|(of, _)| of.cmp(&key));
+        let at = match found {
+            Ok(at) => {
+                let entries = Arc::make_mut(chunk);
+                return Some(std::mem::replace(&mut entries[at].1, value));
+            }
             Err(at) => at,
         };
-        entries.insert(at, (key, value));
         self.len += 1;
-        if entries.len() > CHUNK_MAX {
-            let rest = entries.split_off(entries.len() / 2);
-            self.chunks.insert(number + 1, Arc::new(rest));
+        if chunk.len() < CHUNK_MAX {
+            Arc::make_mut(chunk).insert(at, (key, value));
+            return None;
         }
+        if at == CHUNK_MAX && number + 1 == count {
+            // Filled in ascending order, as mostly, chunks stay full.
+            chunks.push(Arc::new(vec![(key, value)]));
+            return None;
+        }
+        let entries = Arc::make_mut(chunk);
+        let mut rest = entries.split_off(CHUNK_MAX / 2);
+        entries.shrink_to_fit();
+        match at.checked_sub(entries.len()) {
+            None => entries.insert(at, (key, value)),
+            Some(at) => rest.insert(at, (key, value)),
+        }
+        chunks.insert(number + 1, Arc::new(rest));
         None
     }
 
@@ -121,14 +140,15 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
         K: Borrow<Q>,
     {
         let number = self.chunk_of(key);
-        let chunk = self.chunks.get_mut(number)?;
+        let chunk = self.chunks.get(number)?;
         let found = chunk.binary_search_by(|(of, _)| of.borrow().cmp(key));
         let at = found.ok()?;
-        let entries = Arc::make_mut(chunk);
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let entries = Arc::make_mut(&mut chunks[number]);
         let (_, value) = entries.remove(at);
         self.len -= 1;
         if entries.is_empty() {
-            self.chunks.remove(number);
+            chunks.remove(number);
         } else {
             self.join(number);
         }
@@ -141,15 +161,16 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
         if length(number).saturating_add(length(number + 1)) > CHUNK_MAX / 2 {
             return;
         }
-        let next = self.chunks.remove(number + 1);
-        let entries = Arc::make_mut(&mut self.chunks[number]);
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let next = chunks.remove(number + 1);
+        let entries = Arc::make_mut(&mut chunks[number]);
         entries.extend(next.iter().cloned());
     }
 
     /// The values in ascending order of their keys, to be changed: what is shared is copied.
     #[cfg(test)]
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
-        let entries = self.chunks.iter_mut();
+        let entries = Arc::make_mut(&mut self.chunks).iter_mut();
         entries.flat_map(|chunk| Arc::make_mut(chunk).iter_mut().map(|(_, value)| value))
     }
 
@@ -157,7 +178,8 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
     #[cfg(test)]
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         let number = self.chunk_of(key);
-        let entries = Arc::make_mut(self.chunks.get_mut(number)?);
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let entries = Arc::make_mut(chunks.get_mut(number)?);
         let at = entries.binary_search_by(|(of, _)| of.cmp(key)).ok()?;
         Some(&mut entries[at].1)
     }
@@ -168,6 +190,9 @@ impl<K: Ord, V: PartialEq> SharedMap<K, V> {
     /// here, and there.
     pub(crate) fn differences<'a>(&'a self, other: &'a Self) -> Vec<Difference<'a, K, V>> {
         let mut found = Vec::new();
+        if Arc::ptr_eq(&self.chunks, &other.chunks) {
+            return found;
+        }
         let (mut here, mut there) = (Cursor::new(&self.chunks), Cursor::new(&other.chunks));
         loop {
             while let (Some(one), Some(another)) = (here.chunk_begun(), there.chunk_begun())
@@ -195,17 +220,17 @@ impl<K: Ord, V: PartialEq> SharedMap<K, V> {
 
 /// A place in the entries of a map.
 struct Cursor<'a, K, V> {
-    chunks: &'a [Arc<Vec<(K, V)>>],
+    chunks: &'a [Chunk<K, V>],
     at: usize,
 }
 
 impl<'a, K, V> Cursor<'a, K, V> {
-    fn new(chunks: &'a [Arc<Vec<(K, V)>>]) -> Self {
+    fn new(chunks: &'a [Chunk<K, V>]) -> Self {
         Self { chunks, at: 0 }
     }
 
     /// The chunk of which this is the first entry.
-    fn chunk_begun(&self) -> Option<&'a Arc<Vec<(K, V)>>> {
+    fn chunk_begun(&self) -> Option<&'a Chunk<K, V>> {
         self.chunks.first().filter(|_| self.at == 0)
     }
 
@@ -227,6 +252,15 @@ impl<'a, K, V> Cursor<'a, K, V> {
             self.at = 0;
         }
         Some(entry)
+    }
+}
+
+impl<K, V> Clone for SharedMap<K, V> {
+    fn clone(&self) -> Self {
+        Self {
+            chunks: self.chunks.clone(),
+            len: self.len,
+        }
     }
 }
 
@@ -325,11 +359,22 @@ mod tests {
     }
 
     #[test]
+    fn filled_in_order_it_has_no_room_left_over() {
+        let map: SharedMap<u32, u32> = (0..10_000).map(|key| (key, 0)).collect();
+        let room: usize = map.chunks.iter().map(|chunk| chunk.capacity()).sum();
+        assert!(room < 10_000 + CHUNK_MAX, "{room}");
+        let mut anyhow = SharedMap::new();
+        anyhow.extend((0_u32..10_000).map(|key| (key.wrapping_mul(2_654_435_761), 0)));
+        let room: usize = anyhow.chunks.iter().map(|chunk| chunk.capacity()).sum();
+        assert!(room < 2 * 10_000, "{room}");
+    }
+
+    #[test]
     fn a_change_copies_one_chunk() {
         let before: SharedMap<u32, u32> = (0..10_000).map(|key| (key, 0)).collect();
         let mut after = before.clone();
         after.insert(5_000, 1);
-        let shared = before.chunks.iter().zip(&after.chunks);
+        let shared = before.chunks.iter().zip(after.chunks.iter());
         let copied = shared.filter(|(one, other)| !Arc::ptr_eq(one, other));
         assert_eq!(copied.count(), 1);
         assert_eq!(before.differences(&after), [(&5_000, Some(&0), Some(&1))]);

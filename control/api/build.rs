@@ -26,6 +26,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "UnlockRequest",
     ];
     tonic_prost_build::configure()
+        // The largest of them: a node is told of tens of thousands of tasks elsewhere at once.
+        .boxed("swarm.v1.Assignment.item.task")
+        .boxed("swarm.v1.Assignment.item.network")
         .skip_debug(secret.map(|message| format!("swarm.v1.{message}")))
         .compile_fds(descriptors)?;
     Ok(())

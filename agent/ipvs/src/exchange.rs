@@ -73,8 +73,8 @@ pub(crate) struct Exchange<T> {
 }
 
 /// What the messages of one request's answer came to.
-struct Answer<R> {
-    replies: Vec<R>,
+struct Answer<E> {
+    entries: Vec<E>,
     /// Whether the kernel says that a dump is inconsistent.
     interrupted: bool,
 }
@@ -112,11 +112,17 @@ impl<T: Transport> Exchange<T> {
         let mut datagram = Vec::new();
         self.encode(request, family_id, NLM_F_ACK, &mut datagram);
         self.send(&datagram)?;
-        Ok(self.answer()?.replies)
+        Ok(self.answer(Ok)?.entries)
     }
 
-    /// Dumps a table, again when the kernel says that it changed meanwhile.
-    pub(crate) fn dump<Q, R>(&mut self, request: &Q, family_id: u16) -> Result<Vec<R>, Fault>
+    /// Dumps a table, again when the kernel says that it changed meanwhile. Each message becomes an
+    /// entry as it comes: the messages of a large table are never there at once.
+    pub(crate) fn dump<Q, R, E>(
+        &mut self,
+        request: &Q,
+        family_id: u16,
+        entry: impl Fn(R) -> Result<E, Fault>,
+    ) -> Result<Vec<E>, Fault>
     where
         Q: GenlFamily + Emitable + Debug + Clone,
         R: ParseableParametrized<[u8], GenlHeader> + Debug,
@@ -125,9 +131,9 @@ impl<T: Transport> Exchange<T> {
             let mut datagram = Vec::new();
             self.encode(request.clone(), family_id, NLM_F_DUMP, &mut datagram);
             self.send(&datagram)?;
-            let answer = self.answer()?;
+            let answer = self.answer(&entry)?;
             if !answer.interrupted {
-                return Ok(answer.replies);
+                return Ok(answer.entries);
             }
         }
         Err(Fault::Unstable)
@@ -205,12 +211,12 @@ impl<T: Transport> Exchange<T> {
     }
 
     /// Receives the answer to the last request, to its end even when part of it is malformed.
-    fn answer<R>(&mut self) -> Result<Answer<R>, Fault>
+    fn answer<R, E>(&mut self, entry: impl Fn(R) -> Result<E, Fault>) -> Result<Answer<E>, Fault>
     where
         R: ParseableParametrized<[u8], GenlHeader> + Debug,
     {
         let mut answer = Answer {
-            replies: Vec::new(),
+            entries: Vec::new(),
             interrupted: false,
         };
         let mut malformed = None;
@@ -223,13 +229,17 @@ impl<T: Transport> Exchange<T> {
                 Meaning::Refusal(errno) => return Err(Fault::Refused(errno)),
                 Meaning::Overrun => return Err(Fault::Overrun),
                 Meaning::Noop => {}
-                Meaning::Reply => match GenlMessage::<R>::deserialize(&header, payload) {
-                    Ok(message) => answer.replies.push(message.payload),
-                    Err(error) => malformed = malformed.or(Some(error)),
-                },
+                Meaning::Reply => {
+                    let message = GenlMessage::<R>::deserialize(&header, payload);
+                    let message = message.map_err(Fault::Malformed);
+                    match message.and_then(|message| entry(message.payload)) {
+                        Ok(entry) => answer.entries.push(entry),
+                        Err(fault) => malformed = malformed.or(Some(fault)),
+                    }
+                }
             }
         }
-        malformed.map_or(Ok(answer), |error| Err(Fault::Malformed(error)))
+        malformed.map_or(Ok(answer), Err)
     }
 
     /// Receives the acknowledgements of the requests numbered from `first`, until every outcome is

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError};
@@ -144,9 +145,9 @@ pub(crate) struct SocketTables {
     /// What the sockets of a network namespace are balanced to, by the namespace's cookie.
     pub(crate) scopes: BTreeMap<u64, SocketScope>,
     /// Where services are found. Each slot named here is in `slots`.
-    pub(crate) services: BTreeMap<SocketService, SocketTarget>,
+    pub(crate) services: Arc<BTreeMap<SocketService, SocketTarget>>,
     /// The ready tasks behind them. Without any, sockets are refused.
-    pub(crate) slots: BTreeMap<u64, BTreeSet<IpAddr>>,
+    pub(crate) slots: Arc<BTreeMap<u64, BTreeSet<IpAddr>>>,
 }
 
 /// A change of a part of them.
@@ -198,8 +199,10 @@ impl SocketMaps {
         }
         Ok(SocketTables {
             scopes: batch::entries(&self.scopes).map_err(used(map::SOCK_SCOPE))?,
-            services: batch::entries(&self.services).map_err(used(map::SOCK_SERVICE))?,
-            slots,
+            services: batch::entries(&self.services)
+                .map_err(used(map::SOCK_SERVICE))?
+                .into(),
+            slots: slots.into(),
         })
     }
 

@@ -49,21 +49,29 @@ pub(super) fn balance<'a>(
     task6: impl Fn(IpAddr) -> Option<IpAddr>,
 ) -> Balance {
     let mut balance = Balance::default();
-    let mut taken = BTreeSet::new();
-    for service in services {
-        for port in &service.ports {
-            let answers = port.mode == PublishMode::Ingress
-                || service.backends.iter().any(|backend| backend.local);
-            if answers && taken.insert((port.protocol, port.published)) {
-                balance.publish(service, port, addresses, &task6);
-            }
-        }
+    for (service, port) in answering(services) {
+        balance.publish(service, port, addresses, &task6);
     }
     balance
 }
 
+/// The published ports that this node answers, each with the service that has it.
+pub(super) fn answering<'a>(
+    services: impl IntoIterator<Item = &'a Service>,
+) -> impl Iterator<Item = (&'a Service, &'a PortConfig)> {
+    let mut taken = BTreeSet::new();
+    let services = services.into_iter();
+    let ports = services.flat_map(|service| service.ports.iter().map(move |port| (service, port)));
+    ports.filter(move |(service, port)| {
+        let answers = port.mode == PublishMode::Ingress
+            || service.backends.iter().any(|backend| backend.local);
+        answers && taken.insert((port.protocol, port.published))
+    })
+}
+
 impl Balance {
-    fn publish(
+    /// Adds a port of a service.
+    pub(super) fn publish(
         &mut self,
         service: &Service,
         port: &PortConfig,
@@ -107,11 +115,8 @@ impl Balance {
                 address,
                 port: port.published,
             };
-            let balanced = Balanced {
-                config: config(key, port),
-                destinations: destinations.clone(),
-                order: destinations.keys().copied().collect(),
-            };
+            let order = destinations.keys().copied();
+            let balanced = Balanced::new(config(key, port), destinations.clone(), order);
             self.table.insert(key, balanced);
         }
         self.sources.extend(port.sources.iter().map(|net| Source {

@@ -268,9 +268,8 @@ impl<'a> Comparison<'a> {
             Op::DeleteNetns(place) => Some(format!("network namespace {place} is left over")),
             Op::CreateBridge { device, .. } => Some(missing_link(observed, device, "bridge")),
             Op::CreateVxlan { device, .. } => Some(missing_link(observed, device, "vxlan device")),
-            Op::CreateVeth {
-                ends: [one, other], ..
-            } => {
+            Op::CreateVeth { ends, .. } => {
+                let [one, other] = ends.as_ref();
                 let (place, peer) = (&other.device.0, &other.device.1);
                 let text = missing_link(observed, &one.device, "veth link");
                 Some(format!("{text} (its other end is {peer} in {place})"))
@@ -398,7 +397,10 @@ fn of_link(observed: &Observed, device: &Device, op: &Op) -> Option<String> {
             Some(format!("address {address} is left over on {name}"))
         }
         Op::SetNeighbour { address, mac, .. } => {
-            let now = place.neighbours.get(&(name.clone(), *address)).copied();
+            let now = place
+                .neighbours
+                .get(&(name.as_str().into(), *address))
+                .copied();
             (now != Some(*mac)).then(|| match now {
                 Some(now) => format!("neighbour {address} on {name} is at {now}, planned is {mac}"),
                 None => format!("neighbour {address} at {mac} is missing on {name}"),
@@ -417,8 +419,9 @@ fn of_link(observed: &Observed, device: &Device, op: &Op) -> Option<String> {
         Op::DeleteTunnel { mac, .. } => Some(format!(
             "forwarding of {mac} to a node is left over on {name}"
         )),
-        Op::SetForward { mac, .. } => (place.forwards.get(mac) != Some(name))
-            .then(|| format!("the bridge does not know that {mac} is behind {name}")),
+        Op::SetForward { mac, .. } => (place.forwards.get(mac).map(AsRef::as_ref)
+            != Some(name.as_str()))
+        .then(|| format!("the bridge does not know that {mac} is behind {name}")),
         Op::DeleteForward { mac, .. } => Some(format!(
             "forwarding of {mac} to {name} is left over on the bridge"
         )),

@@ -354,11 +354,11 @@ impl Connection {
         };
         Ok(match op {
             Op::SetNeighbour {
-                device: (_, name),
+                device,
                 address,
                 mac,
             } => {
-                let mut message = neighbour_message(self.index(name)?, family(*address));
+                let mut message = neighbour_message(self.index(&device.1)?, family(*address));
                 message.header.state = NeighbourState::Permanent;
                 attribute(&mut message, *address);
                 message
@@ -366,19 +366,12 @@ impl Connection {
                     .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
                 Some(message)
             }
-            Op::SetTunnel {
-                device: (_, name),
-                mac,
-                vtep,
-            } => {
-                let mut message = tunnel_message(self.index(name)?, *mac);
+            Op::SetTunnel { device, mac, vtep } => {
+                let mut message = tunnel_message(self.index(&device.1)?, *mac);
                 attribute(&mut message, *vtep);
                 Some(message)
             }
-            Op::SetForward {
-                device: (_, name),
-                mac,
-            } => Some(forward_message(self.index(name)?, *mac)),
+            Op::SetForward { device, mac } => Some(forward_message(self.index(&device.1)?, *mac)),
             _ => None,
         })
     }

@@ -5,8 +5,9 @@
 //! stages see the result of earlier ones.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use swarm_ipvs::{Destination, Op as IpvsOp};
+use swarm_ipvs::Op as IpvsOp;
 
 use super::model::{
     Attached, Balanced, Device, FirewallState, IpvsTable, Link, LinkKind, MeshMaps, Namespace,
@@ -36,10 +37,8 @@ impl Observed {
                     Link::new(LinkKind::Vxlan(vxlan.clone()), None, *mtu),
                 );
             }
-            Op::CreateVeth {
-                ends: [one, other],
-                mtu,
-            } => {
+            Op::CreateVeth { ends, mtu } => {
+                let [one, other] = ends.as_ref();
                 for (end, peer) in [(one, other), (other, one)] {
                     let kind = LinkKind::Veth(Some(peer.device.clone()));
                     self.insert(&end.device, Link::new(kind, end.mac, *mtu));
@@ -52,7 +51,7 @@ impl Observed {
                 if let Some(namespace) = self.namespaces.get_mut(&device.0) {
                     namespace
                         .neighbours
-                        .retain(|(name, _), _| *name != device.1);
+                        .retain(|(name, _), _| **name != *device.1);
                 }
             }
             Op::SetMtu { device, mtu } => self.change(device, |link| link.mtu = Some(*mtu)),
@@ -92,12 +91,6 @@ impl Observed {
             }
             Op::AddAddress { device, .. }
             | Op::DeleteAddress { device, .. }
-            | Op::SetNeighbour { device, .. }
-            | Op::DeleteNeighbour { device, .. }
-            | Op::SetTunnel { device, .. }
-            | Op::DeleteTunnel { device, .. }
-            | Op::SetForward { device, .. }
-            | Op::DeleteForward { device, .. }
             | Op::Attach { device, .. }
             | Op::Detach { device, .. } => {
                 let (place, name) = device;
@@ -106,6 +99,17 @@ impl Observed {
                 }
                 if matches!(op, Op::AddAddress { .. }) {
                     self.add_connected_routes(device);
+                }
+            }
+            Op::SetNeighbour { device, .. }
+            | Op::DeleteNeighbour { device, .. }
+            | Op::SetTunnel { device, .. }
+            | Op::DeleteTunnel { device, .. }
+            | Op::SetForward { device, .. }
+            | Op::DeleteForward { device, .. } => {
+                let (place, name) = device.as_ref();
+                if let Some(namespace) = self.namespaces.get_mut(place) {
+                    namespace.apply(name, op);
                 }
             }
             Op::SetFirewall(_) | Op::ChangeEgress { .. } | Op::RemoveFirewall => {
@@ -195,8 +199,8 @@ impl Observed {
         };
         namespace.addresses.retain(|(of, _)| of != name);
         namespace.routes.retain(|_, route| route.device != *name);
-        namespace.neighbours.retain(|(of, _), _| of != name);
-        namespace.forwards.retain(|_, port| port != name);
+        namespace.neighbours.retain(|(of, _), _| **of != *name);
+        namespace.forwards.retain(|_, port| **port != *name);
         namespace.programs.retain(|(of, _), _| of != name);
         namespace
             .sysctls
@@ -285,10 +289,10 @@ impl Namespace {
                 }
             }
             Op::SetNeighbour { address, mac, .. } => {
-                self.neighbours.insert((name(), *address), *mac);
+                self.neighbours.insert((name().into(), *address), *mac);
             }
             Op::DeleteNeighbour { address, .. } => {
-                self.neighbours.remove(&(name(), *address));
+                self.neighbours.remove(&(name().into(), *address));
             }
             Op::SetTunnel { mac, vtep, .. } => {
                 self.tunnels.insert(*mac, *vtep);
@@ -297,7 +301,7 @@ impl Namespace {
                 self.tunnels.remove(mac);
             }
             Op::SetForward { mac, .. } => {
-                self.forwards.insert(*mac, name());
+                self.forwards.insert(*mac, name().into());
             }
             Op::DeleteForward { mac, .. } => {
                 self.forwards.remove(mac);
@@ -358,13 +362,13 @@ impl MeshMaps {
             }
             Op::ChangeTargets(changes) => {
                 if let Some(isolation) = &mut self.isolation {
-                    changes.make(&mut isolation.targets);
+                    changes.make(Arc::make_mut(&mut isolation.targets));
                 }
             }
             Op::ChangeSockets { services, slots } => {
                 if let Some(sockets) = &mut self.sockets {
-                    services.make(&mut sockets.services);
-                    slots.make(&mut sockets.slots);
+                    services.make(Arc::make_mut(&mut sockets.services));
+                    slots.make(Arc::make_mut(&mut sockets.slots));
                 }
             }
             Op::AttachSockets => self.socket_programs = SocketPrograms::Current,
@@ -380,10 +384,8 @@ fn apply_ipvs(table: &mut IpvsTable, op: &IpvsOp) {
             table
                 .entry(service.key)
                 .and_modify(|balanced| balanced.config = service.config)
-                .or_insert_with(|| Balanced {
-                    config: service.config,
-                    destinations: BTreeMap::new(),
-                    order: Vec::new(),
+                .or_insert_with(|| {
+                    Balanced::new(service.config, BTreeMap::new(), std::iter::empty())
                 });
         }
         IpvsOp::DeleteService(key) => {
@@ -391,16 +393,12 @@ fn apply_ipvs(table: &mut IpvsTable, op: &IpvsOp) {
         }
         IpvsOp::AddDestination(key, destination) | IpvsOp::UpdateDestination(key, destination) => {
             if let Some(balanced) = table.get_mut(key) {
-                let Destination { key, config } = *destination;
-                if balanced.destinations.insert(key, config).is_none() {
-                    balanced.order.push(key);
-                }
+                balanced.put(destination.key, destination.config);
             }
         }
         IpvsOp::DeleteDestination(key, destination) => {
             if let Some(balanced) = table.get_mut(key) {
-                balanced.destinations.remove(destination);
-                balanced.order.retain(|key| key != destination);
+                balanced.take_out(destination);
             }
         }
         IpvsOp::Flush => table.clear(),

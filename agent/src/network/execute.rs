@@ -80,16 +80,19 @@ fn ipvs_op(op: &Op) -> Option<IpvsOp> {
 /// The first operations, as far as they set entries of tables in one namespace; no more than the
 /// socket takes at once.
 fn entries_of_one_place(ops: &[Op]) -> &[Op] {
-    let place = |op: &Op| match op {
+    let first = ops.first().and_then(place_of_entry);
+    let ops = &ops[..ops.len().min(ENTRIES_AT_ONCE)];
+    let of_first = |op: &&Op| first.is_some() && place_of_entry(op) == first;
+    &ops[..ops.iter().take_while(of_first).count()]
+}
+
+fn place_of_entry(op: &Op) -> Option<&Place> {
+    match op {
         Op::SetNeighbour { device, .. }
         | Op::SetTunnel { device, .. }
-        | Op::SetForward { device, .. } => Some(device.0.clone()),
+        | Op::SetForward { device, .. } => Some(&device.0),
         _ => None,
-    };
-    let first = ops.first().and_then(place);
-    let ops = &ops[..ops.len().min(ENTRIES_AT_ONCE)];
-    let of_first = |op: &&Op| first.is_some() && place(op) == first;
-    &ops[..ops.iter().take_while(of_first).count()]
+    }
 }
 
 /// Sets them.
@@ -176,10 +179,10 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
             kernel.at(place)?.create_bridge(name, *mac, *mtu)?;
         }
         Op::CreateVxlan { device, mtu, vxlan } => create_vxlan(kernel, device, *mtu, vxlan)?,
-        Op::CreateVeth {
-            ends: [one, other],
-            mtu,
-        } => create_veth(kernel, one, other, *mtu)?,
+        Op::CreateVeth { ends, mtu } => {
+            let [one, other] = ends.as_ref();
+            create_veth(kernel, one, other, *mtu)?;
+        }
         Op::DeleteLink((place, name)) => {
             kernel.at(place)?.delete_link(name)?;
             // Of a pair, the other end's name may come back with another index.
@@ -241,22 +244,16 @@ fn carry_out(kernel: &mut Kernel, op: &Op) -> Result<(), KernelError> {
             let outcomes = kernel.at(&device.0)?.set_entries(std::slice::from_ref(op));
             outcomes.into_iter().collect::<Result<(), _>>()?;
         }
-        Op::DeleteNeighbour {
-            device: (place, name),
-            address,
-        } => {
+        Op::DeleteNeighbour { device, address } => {
+            let (place, name) = device.as_ref();
             kernel.at(place)?.delete_neighbour(name, *address)?;
         }
-        Op::DeleteTunnel {
-            device: (place, name),
-            mac,
-        } => {
+        Op::DeleteTunnel { device, mac } => {
+            let (place, name) = device.as_ref();
             kernel.at(place)?.delete_tunnel(name, *mac)?;
         }
-        Op::DeleteForward {
-            device: (place, name),
-            mac,
-        } => {
+        Op::DeleteForward { device, mac } => {
+            let (place, name) = device.as_ref();
             kernel.at(place)?.delete_forward(name, *mac)?;
         }
         Op::Attach {

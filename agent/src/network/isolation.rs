@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::Ipv6Net;
 use swarm_model::Protocol;
@@ -13,6 +14,10 @@ use super::desired::{Desired, address6};
 use super::model::Mac;
 use super::names::task_port;
 
+/// Addresses and ports of tasks with what is special about them; shared, as there are tens of
+/// thousands.
+pub(super) type Targets = Arc<BTreeMap<PublishedKey, u32>>;
+
 /// What the programs at the tasks' ports know of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Isolation {
@@ -20,7 +25,7 @@ pub(super) struct Isolation {
     pub(super) ports: BTreeMap<String, TaskPort>,
     /// Addresses and ports of tasks, wherever they are, that a port is published of.
     /// With what is special about them.
-    pub(super) targets: BTreeMap<PublishedKey, u32>,
+    pub(super) targets: Targets,
 }
 
 /// What `desired` means for isolation, where the network's IPv6 addresses in use are of `subnet6`.
@@ -42,6 +47,7 @@ pub(super) fn wanted_isolation(desired: &Desired, subnet6: Option<Ipv6Net>) -> I
         let port = TaskPort::new(mac, (address, prefix_len), ipv6);
         isolation.ports.insert(task_port(task), port);
     }
+    let mut targets: BTreeMap<PublishedKey, u32> = BTreeMap::new();
     for service in desired.services.values() {
         for port in &service.ports {
             let protocol = match port.protocol {
@@ -55,11 +61,12 @@ pub(super) fn wanted_isolation(desired: &Desired, subnet6: Option<Ipv6Net>) -> I
                 let addresses = addresses.into_iter().flatten();
                 for address in addresses {
                     let target = PublishedKey::new(address, port.target, protocol);
-                    *isolation.targets.entry(target).or_default() |= target_flag::PUBLISHED | snat;
+                    *targets.entry(target).or_default() |= target_flag::PUBLISHED | snat;
                 }
             }
         }
     }
+    isolation.targets = targets.into();
     isolation
 }
 

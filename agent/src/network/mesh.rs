@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -16,7 +17,7 @@ use crate::ebpf::{
 };
 use crate::error_text::error_text;
 
-use super::isolation::Isolation;
+use super::isolation::{Isolation, Targets};
 use super::model::{
     Attached, Mac, MeshConfig, MeshMaps, Place, Program, Published, PublishedAs, SocketPrograms,
     Source,
@@ -42,7 +43,7 @@ struct Written {
     ingress_macs: Option<BTreeMap<Mac, u32>>,
     published: Option<BTreeMap<Published, PublishedAs>>,
     sources: Option<BTreeSet<Source>>,
-    isolation: Option<(BTreeMap<u32, TaskPort>, BTreeMap<PublishedKey, u32>)>,
+    isolation: Option<(BTreeMap<u32, TaskPort>, Targets)>,
     sockets: Option<SocketTables>,
 }
 
@@ -206,7 +207,7 @@ impl LoadedMesh {
             ingress_macs: Some(macs.map(|(mac, node)| (Mac(mac), node)).collect()),
             published: published.into_iter().map(held_port).collect(),
             sources: sources.into_iter().map(held_source).collect(),
-            isolation: named(task_ports, targets, &port_name),
+            isolation: named(task_ports, targets.into(), &port_name),
             sockets: seen(sockets, places),
             socket_programs: self.socket_programs()?,
         })
@@ -228,7 +229,7 @@ impl LoadedMesh {
     pub(super) fn set_isolation(
         &mut self,
         ports: BTreeMap<u32, TaskPort>,
-        targets: &BTreeMap<PublishedKey, u32>,
+        targets: &Targets,
     ) -> Result<(), MeshError> {
         // Targets first: a task that is just described finds them open.
         self.mesh.set_targets(targets)?;
@@ -367,7 +368,7 @@ impl LoadedMesh {
     ) -> Result<(), MeshError> {
         self.mesh.change_targets(&changes.put, &changes.remove)?;
         if let Some((_, targets)) = &mut self.written.isolation {
-            changes.make(targets);
+            changes.make(Arc::make_mut(targets));
         }
         Ok(())
     }
@@ -385,8 +386,8 @@ impl LoadedMesh {
             remove_slots: &slots.remove,
         })?;
         if let Some(tables) = &mut self.written.sockets {
-            services.make(&mut tables.services);
-            slots.make(&mut tables.slots);
+            services.make(Arc::make_mut(&mut tables.services));
+            slots.make(Arc::make_mut(&mut tables.slots));
         }
         Ok(())
     }
@@ -444,7 +445,7 @@ fn named_config(
 /// Who may talk to whom, in the words of the model; nothing when it speaks of a link that is gone.
 fn named(
     ports: BTreeMap<u32, TaskPort>,
-    targets: BTreeMap<PublishedKey, u32>,
+    targets: Targets,
     port_name: impl Fn(u32) -> Option<String>,
 ) -> Option<Isolation> {
     let ports = ports.into_iter();

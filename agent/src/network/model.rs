@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use swarm_ipvs::{DestinationConfig, DestinationKey, Name, ServiceConfig, ServiceKey, Timeouts};
@@ -234,11 +235,11 @@ pub(super) struct Namespace {
     /// Unicast routes of the main table with the metric the kernel gives by itself.
     pub(super) routes: BTreeMap<IpNet, Route>,
     /// Permanent neighbours by link.
-    pub(super) neighbours: BTreeMap<(String, IpAddr), Mac>,
+    pub(super) neighbours: BTreeMap<(Arc<str>, IpAddr), Mac>,
     /// The VXLAN device's own table: at which node a MAC address is.
     pub(super) tunnels: BTreeMap<Mac, IpAddr>,
     /// The bridge's static table: behind which port a MAC address is.
-    pub(super) forwards: BTreeMap<Mac, String>,
+    pub(super) forwards: BTreeMap<Mac, Arc<str>>,
     /// Settings under `/proc/sys/net`: nothing where the kernel has no such setting, no entry where
     /// nobody has looked yet.
     pub(super) sysctls: BTreeMap<String, Option<String>>,
@@ -286,11 +287,51 @@ pub(super) struct Balanced {
     pub(super) config: ServiceConfig,
     /// Its destinations.
     pub(super) destinations: BTreeMap<DestinationKey, DestinationConfig>,
-    /// The same in the order they were added, which is part of what Maglev's table is made from.
-    pub(super) order: Vec<DestinationKey>,
+    /// The same in the order they were added, which is part of what Maglev's table is made from;
+    /// nothing where that is ascending, as it is wanted.
+    order: Option<Box<[DestinationKey]>>,
 }
 
 impl Balanced {
+    /// A service with these destinations, which were added in this order.
+    pub(super) fn new(
+        config: ServiceConfig,
+        destinations: BTreeMap<DestinationKey, DestinationConfig>,
+        order: impl Iterator<Item = DestinationKey> + Clone,
+    ) -> Self {
+        let ascending = order.clone().is_sorted();
+        Self {
+            config,
+            destinations,
+            order: (!ascending).then(|| order.collect()),
+        }
+    }
+
+    /// The destinations in the order they were added.
+    pub(super) fn order(&self) -> Vec<DestinationKey> {
+        match &self.order {
+            Some(order) => order.to_vec(),
+            None => self.destinations.keys().copied().collect(),
+        }
+    }
+
+    /// Adds a destination, or gives one that is there another configuration.
+    pub(super) fn put(&mut self, key: DestinationKey, config: DestinationConfig) {
+        let mut order = self.order();
+        if self.destinations.insert(key, config).is_none() {
+            order.push(key);
+            self.order = (!order.is_sorted()).then(|| order.into());
+        }
+    }
+
+    /// Takes a destination out.
+    pub(super) fn take_out(&mut self, key: &DestinationKey) {
+        let mut order = self.order();
+        self.destinations.remove(key);
+        order.retain(|other| other != key);
+        self.order = (!order.is_sorted()).then(|| order.into());
+    }
+
     /// Whether nodes agree on a choice only when they added the destinations in the same order.
     pub(super) fn is_ordered(&self) -> bool {
         self.config.scheduler == Name::MH

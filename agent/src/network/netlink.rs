@@ -146,24 +146,39 @@ where
 
     /// Carries out a request; `flags` beside `NLM_F_REQUEST` and `NLM_F_ACK`.
     pub(crate) fn request(&mut self, message: M, flags: u16) -> Result<(), NetlinkError> {
-        self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags)
+        self.exchange(message, NLM_F_REQUEST | NLM_F_ACK | flags, drop)
             .map(drop)
     }
 
     /// Asks for one object.
     pub(crate) fn get(&mut self, message: M) -> Result<M, NetlinkError> {
-        let (mut answers, _) = self.exchange(message, NLM_F_REQUEST | NLM_F_ACK)?;
-        answers.pop().ok_or(NetlinkError::NoAnswer)
+        let mut last = None;
+        self.exchange(message, NLM_F_REQUEST | NLM_F_ACK, |answer| {
+            last = Some(answer);
+        })?;
+        last.ok_or(NetlinkError::NoAnswer)
     }
 
     /// Asks for all objects of a kind.
     pub(crate) fn dump(&mut self, message: &M) -> Result<Vec<M>, NetlinkError> {
+        self.dump_picked(message, Some)
+    }
+
+    /// Asks for all objects of a kind, and keeps of each what `pick` makes of it: tens of thousands
+    /// of messages are never there at once.
+    pub(crate) fn dump_picked<T>(
+        &mut self,
+        message: &M,
+        mut pick: impl FnMut(M) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         let mut attempts = 1;
         loop {
-            let (answers, interrupted) =
-                self.exchange(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            let mut picked = Vec::new();
+            let flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let take = |answer| picked.extend(pick(answer));
+            let interrupted = self.exchange(message.clone(), flags, take)?;
             if !interrupted || attempts == MAX_DUMP_ATTEMPTS {
-                return Ok(answers);
+                return Ok(picked);
             }
             attempts += 1;
         }
@@ -257,20 +272,24 @@ where
         bytes
     }
 
-    /// Sends a request and collects its answers up to the acknowledgement or the end of the dump;
-    /// also whether a dump was changed on the way.
-    fn exchange(&mut self, message: M, flags: u16) -> Result<(Vec<M>, bool), NetlinkError> {
+    /// Sends a request and takes its answers up to the acknowledgement or the end of the dump. Says
+    /// whether a dump was changed on the way.
+    fn exchange(
+        &mut self,
+        message: M,
+        flags: u16,
+        mut take: impl FnMut(M),
+    ) -> Result<bool, NetlinkError> {
         let bytes = self.frame(message, flags);
         self.socket
             .send(&bytes, 0)
             .map_err(NetlinkError::Exchange)?;
-        let mut answers = Vec::new();
         let mut interrupted = false;
         let mut outcome = Ok(());
         self.receive(self.sequence, 1, |_, flags, payload| {
             interrupted |= flags & NLM_F_DUMP_INTR != 0;
             match payload {
-                NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                NetlinkPayload::InnerMessage(answer) => take(answer),
                 NetlinkPayload::Done(_) => return ControlFlow::Break(()),
                 NetlinkPayload::Error(error) => {
                     outcome = refusal(&error);
@@ -280,7 +299,7 @@ where
             }
             ControlFlow::Continue(())
         })?;
-        outcome.map(|()| (answers, interrupted))
+        outcome.map(|()| interrupted)
     }
 
     /// Receives the answers to `count` messages from the sequence number `first` on, until `take`

@@ -178,17 +178,12 @@ fn ipvs_table(
         // The kernel puts each new one at the head of its list (`__ip_vs_update_dest`), and dumps
         // the list from there.
         let order = destinations.iter().rev();
-        table.insert(
-            key,
-            Balanced {
-                config: entry.service.config,
-                order: order.map(|entry| entry.destination.key).collect(),
-                destinations: destinations
-                    .iter()
-                    .map(|entry| (entry.destination.key, entry.destination.config))
-                    .collect(),
-            },
-        );
+        let order = order.map(|entry| entry.destination.key);
+        let destinations = destinations.iter();
+        let destinations =
+            destinations.map(|entry| (entry.destination.key, entry.destination.config));
+        let balanced = Balanced::new(entry.service.config, destinations.collect(), order);
+        table.insert(key, balanced);
     }
     Ok(Ok(table))
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use swarm_ipvs::Op as IpvsOp;
@@ -92,7 +93,7 @@ pub(super) enum Op {
     },
     /// Make a veth pair.
     CreateVeth {
-        ends: [VethEnd; 2],
+        ends: Box<[VethEnd; 2]>,
         mtu: Option<u32>,
     },
     /// Delete a link.
@@ -125,24 +126,27 @@ pub(super) enum Op {
     },
     /// Add or replace a permanent neighbour.
     SetNeighbour {
-        device: Device,
+        device: Arc<Device>,
         address: IpAddr,
         mac: Mac,
     },
     /// Delete a neighbour.
-    DeleteNeighbour { device: Device, address: IpAddr },
+    DeleteNeighbour {
+        device: Arc<Device>,
+        address: IpAddr,
+    },
     /// Say at which node a MAC address is.
     SetTunnel {
-        device: Device,
+        device: Arc<Device>,
         mac: Mac,
         vtep: IpAddr,
     },
     /// Forget it.
-    DeleteTunnel { device: Device, mac: Mac },
+    DeleteTunnel { device: Arc<Device>, mac: Mac },
     /// Say behind which port a MAC address is.
-    SetForward { device: Device, mac: Mac },
+    SetForward { device: Arc<Device>, mac: Mac },
     /// Forget it.
-    DeleteForward { device: Device, mac: Mac },
+    DeleteForward { device: Arc<Device>, mac: Mac },
     /// Attach a program to a link.
     Attach { device: Device, program: Program },
     /// Detach it.
@@ -255,14 +259,14 @@ impl Op {
             | Self::SetPortFlags { device, .. }
             | Self::AddAddress { device, .. }
             | Self::DeleteAddress { device, .. }
-            | Self::SetNeighbour { device, .. }
+            | Self::Attach { device, .. }
+            | Self::Detach { device, .. } => vec![device],
+            Self::SetNeighbour { device, .. }
             | Self::DeleteNeighbour { device, .. }
             | Self::SetTunnel { device, .. }
             | Self::DeleteTunnel { device, .. }
             | Self::SetForward { device, .. }
-            | Self::DeleteForward { device, .. }
-            | Self::Attach { device, .. }
-            | Self::Detach { device, .. } => vec![device],
+            | Self::DeleteForward { device, .. } => vec![device.as_ref()],
             Self::CreateVeth { ends, .. } => ends.iter().map(|end| &end.device).collect(),
             Self::CreateNetns(_)
             | Self::DeleteNetns(_)
@@ -333,9 +337,8 @@ impl fmt::Display for Op {
                     vxlan.vni
                 )
             }
-            Self::CreateVeth {
-                ends: [one, other], ..
-            } => {
+            Self::CreateVeth { ends, .. } => {
+                let [one, other] = ends.as_ref();
                 let ((place, name), (peer_place, peer)) = (&one.device, &other.device);
                 write!(
                     f,
@@ -403,47 +406,37 @@ impl fmt::Display for Op {
                 )
             }
             Self::SetNeighbour {
-                device: (place, name),
+                device,
                 address,
                 mac,
             } => {
+                let (place, name) = device.as_ref();
                 write!(f, "set neighbour {address} at {mac} on {name} in {place}")
             }
-            Self::DeleteNeighbour {
-                device: (place, name),
-                address,
-            } => {
+            Self::DeleteNeighbour { device, address } => {
+                let (place, name) = device.as_ref();
                 write!(f, "delete neighbour {address} from {name} in {place}")
             }
-            Self::SetTunnel {
-                device: (place, name),
-                mac,
-                vtep,
-            } => {
+            Self::SetTunnel { device, mac, vtep } => {
+                let (place, name) = device.as_ref();
                 write!(
                     f,
                     "set forwarding of {mac} to node {vtep} on {name} in {place}"
                 )
             }
-            Self::DeleteTunnel {
-                device: (place, name),
-                mac,
-            } => {
+            Self::DeleteTunnel { device, mac } => {
+                let (place, name) = device.as_ref();
                 write!(
                     f,
                     "delete forwarding of {mac} to a node from {name} in {place}"
                 )
             }
-            Self::SetForward {
-                device: (place, name),
-                mac,
-            } => {
+            Self::SetForward { device, mac } => {
+                let (place, name) = device.as_ref();
                 write!(f, "set forwarding of {mac} to port {name} in {place}")
             }
-            Self::DeleteForward {
-                device: (place, name),
-                mac,
-            } => {
+            Self::DeleteForward { device, mac } => {
+                let (place, name) = device.as_ref();
                 write!(f, "delete forwarding of {mac} to port {name} in {place}")
             }
             Self::Attach {

@@ -5,6 +5,7 @@
 //! working throughout.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use swarm_ipvs::{Destination, DestinationKey, Op as IpvsOp, Service as IpvsService};
 
@@ -124,11 +125,12 @@ impl Planner<'_> {
         let (Some(now), Some(wanted)) = (&now.published, &wanted.published) else {
             return;
         };
+        if now.keys().all(|key| wanted.contains_key(key)) {
+            return;
+        }
         let mut keep = now.clone();
         keep.retain(|key, _| wanted.contains_key(key));
-        if keep.len() < now.len() {
-            self.emit(Op::SetPublished(keep));
-        }
+        self.emit(Op::SetPublished(keep));
     }
 
     /// Services that sockets are no longer balanced to.
@@ -139,8 +141,7 @@ impl Planner<'_> {
         let (Some(now), Some(wanted)) = (&now.sockets, &wanted.sockets) else {
             return;
         };
-        let keep = now.without_services_missing_in(wanted);
-        if keep != *now {
+        if let Some(keep) = now.without_services_missing_in(wanted) {
             self.emit(Op::SetSockets(keep));
         }
     }
@@ -342,7 +343,7 @@ impl Planner<'_> {
             LinkKind::Veth(Some(peer)) => {
                 let wanted = self.wanted.namespaces.get(&peer.0);
                 let peer_mac = wanted.and_then(|place| place.links.get(&peer.1)?.mac);
-                let ends = [
+                let ends = Box::new([
                     VethEnd {
                         device,
                         mac: link.mac,
@@ -351,7 +352,7 @@ impl Planner<'_> {
                         device: peer.clone(),
                         mac: peer_mac,
                     },
-                ];
+                ]);
                 self.emit(Op::CreateVeth { ends, mtu });
             }
             // Loopback comes with its namespace.
@@ -419,33 +420,34 @@ impl Planner<'_> {
 
     /// Neighbours and forwarding tables.
     fn set_tables(&mut self) {
-        let mut ops = Vec::new();
         for (place, wanted) in &self.wanted.namespaces {
             let Some(now) = self.now.namespaces.get(place) else {
                 continue;
             };
-            for ((name, address), mac) in missing(&now.neighbours, &wanted.neighbours) {
-                let device = (place.clone(), name.clone());
-                ops.push(Op::SetNeighbour {
+            let mut devices = Devices::of(place);
+            let neighbours = missing(&now.neighbours, &wanted.neighbours);
+            // No stage after this one asks for what is there and wanted: not applied to `now`, of
+            // which there would be a second copy of tens of thousands of entries.
+            self.ops.extend(neighbours.map(|((name, address), mac)| {
+                let (device, address, mac) = (devices.get(name), *address, *mac);
+                Op::SetNeighbour {
                     device,
-                    address: *address,
-                    mac: *mac,
-                });
-            }
-            for (mac, vtep) in missing(&now.tunnels, &wanted.tunnels) {
-                let device = (place.clone(), VXLAN.to_owned());
-                ops.push(Op::SetTunnel {
-                    device,
-                    mac: *mac,
-                    vtep: *vtep,
-                });
-            }
-            for (mac, name) in missing(&now.forwards, &wanted.forwards) {
-                let device = (place.clone(), name.clone());
-                ops.push(Op::SetForward { device, mac: *mac });
-            }
+                    address,
+                    mac,
+                }
+            }));
+            let tunnels = missing(&now.tunnels, &wanted.tunnels);
+            self.ops.extend(tunnels.map(|(mac, vtep)| Op::SetTunnel {
+                device: devices.get(VXLAN),
+                mac: *mac,
+                vtep: *vtep,
+            }));
+            let forwards = missing(&now.forwards, &wanted.forwards);
+            self.ops.extend(forwards.map(|(mac, name)| Op::SetForward {
+                device: devices.get(name),
+                mac: *mac,
+            }));
         }
-        self.emit_all(ops);
     }
 
     fn attach_programs(&mut self) {
@@ -488,7 +490,8 @@ impl Planner<'_> {
         let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {
             return;
         };
-        let mut ops = Vec::new();
+        // Not applied to `now` either.
+        let ops = &mut self.ops;
         for (&key, balanced) in wanted {
             let old = now.get(&key);
             let service = IpvsService {
@@ -519,7 +522,6 @@ impl Planner<'_> {
                 }
             }
         }
-        self.emit_all(ops);
     }
 
     /// Also without anything in the tables: what an earlier agent has attached has to go.
@@ -656,14 +658,14 @@ impl Planner<'_> {
         ) else {
             return;
         };
-        let device = |name: &str| (place.clone(), name.to_owned());
+        let mut devices = Devices::of(place);
         let mut ops = Vec::new();
         for entry in now.neighbours.keys() {
             let (name, address) = entry;
-            let ours = name == BRIDGE || name == INGRESS_VETH;
+            let ours = **name == *BRIDGE || **name == *INGRESS_VETH;
             if ours && !wanted.neighbours.contains_key(entry) {
                 ops.push(Op::DeleteNeighbour {
-                    device: device(name),
+                    device: devices.get(name),
                     address: *address,
                 });
             }
@@ -671,16 +673,16 @@ impl Planner<'_> {
         for &mac in now.tunnels.keys() {
             if !wanted.tunnels.contains_key(&mac) {
                 ops.push(Op::DeleteTunnel {
-                    device: device(VXLAN),
+                    device: devices.get(VXLAN),
                     mac,
                 });
             }
         }
         for (&mac, port) in &now.forwards {
-            let ours = port == VXLAN || is_task_port(port);
+            let ours = **port == *VXLAN || is_task_port(port);
             if ours && !wanted.forwards.contains_key(&mac) {
                 ops.push(Op::DeleteForward {
-                    device: device(port),
+                    device: devices.get(port),
                     mac,
                 });
             }
@@ -699,6 +701,30 @@ impl Planner<'_> {
     }
 }
 
+/// The links of a namespace, for the many operations on each.
+struct Devices<'a> {
+    place: &'a Place,
+    known: BTreeMap<String, Arc<Device>>,
+}
+
+impl<'a> Devices<'a> {
+    fn of(place: &'a Place) -> Self {
+        Self {
+            place,
+            known: BTreeMap::new(),
+        }
+    }
+
+    fn get(&mut self, name: &str) -> Arc<Device> {
+        if let Some(device) = self.known.get(name) {
+            return device.clone();
+        }
+        let device = Arc::new((self.place.clone(), name.to_owned()));
+        self.known.insert(name.to_owned(), device.clone());
+        device
+    }
+}
+
 /// Entries of `wanted` that `now` lacks or has with another value.
 fn missing<'a, K: Ord, V: PartialEq>(
     now: &'a BTreeMap<K, V>,
@@ -711,7 +737,10 @@ fn missing<'a, K: Ord, V: PartialEq>(
 
 /// What is wanted, when that is known and not what there is.
 fn differing<T: Clone + PartialEq>(now: &Option<T>, wanted: &Option<T>) -> Option<T> {
-    wanted.clone().filter(|wanted| now.as_ref() != Some(wanted))
+    let wanted = wanted.as_ref();
+    wanted
+        .filter(|wanted| now.as_ref() != Some(wanted))
+        .cloned()
 }
 
 /// The destinations that are to be there in a certain order and are in another: those behind the
@@ -720,8 +749,8 @@ fn moved(old: Option<&Balanced>, wanted: &Balanced) -> BTreeSet<DestinationKey> 
     let Some(old) = old.filter(|_| wanted.is_ordered()) else {
         return BTreeSet::new();
     };
-    let mut places = old.order.iter();
-    let in_place = |to: &&DestinationKey| places.any(|at| at == *to);
+    let mut places = old.order().into_iter();
+    let in_place = |to: &&DestinationKey| places.any(|at| at == **to);
     let staying = wanted.destinations.keys().take_while(in_place).count();
     let rest = wanted.destinations.keys().skip(staying);
     rest.filter(|to| old.destinations.contains_key(to))

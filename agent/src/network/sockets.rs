@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use swarm_ipvs::ServiceKey;
@@ -21,7 +22,7 @@ use crate::ebpf::{
     Protocol as EbpfProtocol, SocketScope, SocketService, SocketTarget, scope, scope_flag,
 };
 
-use super::balance::{Balance, NodeAddresses, balance};
+use super::balance::{Balance, NodeAddresses, answering};
 use super::desired::{Desired, VirtualService};
 use super::model::{Place, Published};
 use super::names::LOOPBACK;
@@ -38,18 +39,21 @@ pub(super) struct Sockets {
     /// What the sockets of a namespace are balanced to.
     pub(super) scopes: BTreeMap<Place, SocketScope>,
     /// Where services are found, and their slots.
-    pub(super) services: BTreeMap<SocketService, SocketTarget>,
+    pub(super) services: Arc<BTreeMap<SocketService, SocketTarget>>,
     /// The tasks behind them.
-    pub(super) slots: BTreeMap<u64, BTreeSet<IpAddr>>,
+    pub(super) slots: Arc<BTreeMap<u64, BTreeSet<IpAddr>>>,
 }
 
 impl Sockets {
-    /// These without the services that `kept` lacks.
-    pub(super) fn without_services_missing_in(&self, kept: &Self) -> Self {
-        let mut remaining = self.clone();
+    /// These without the services that `kept` lacks; nothing where it lacks none.
+    pub(super) fn without_services_missing_in(&self, kept: &Self) -> Option<Self> {
         let keep = |asked: &SocketService| kept.services.contains_key(asked);
-        remaining.services.retain(|asked, _| keep(asked));
-        remaining
+        if self.services.keys().all(keep) {
+            return None;
+        }
+        let mut remaining = self.clone();
+        Arc::make_mut(&mut remaining.services).retain(|asked, _| keep(asked));
+        Some(remaining)
     }
 }
 
@@ -95,7 +99,15 @@ impl Sockets {
             links.insert(LOOPBACK.to_owned());
         }
         // The tasks' IPv4 addresses also for who asks by IPv6: the host has no route to the others.
-        let balance = balance(desired.services.values(), &addresses, Some);
+        for (service, port) in answering(desired.services.values()) {
+            let mut balance = Balance::default();
+            balance.publish(service, port, &addresses, Some);
+            self.published_port(&balance);
+        }
+    }
+
+    /// One of them.
+    fn published_port(&mut self, balance: &Balance) {
         for (entry, published) in &balance.published {
             if published.restricted && !balance.admits(entry) {
                 continue;
@@ -110,7 +122,8 @@ impl Sockets {
             let port = format!("{}/{}", entry.port, entry.protocol.as_str());
             let slot = self.slot("published", &port, entry.address, &ready);
             let asked = SocketService::port(scope::PUBLISHED, entry.address, entry.port, protocol);
-            self.services.insert(asked, SocketTarget::new(slot, target));
+            let services = Arc::make_mut(&mut self.services);
+            services.insert(asked, SocketTarget::new(slot, target));
         }
     }
 
@@ -139,7 +152,8 @@ impl Sockets {
             for &address in &service.addresses {
                 let slot = self.slot(network, id.as_str(), address, &service.ready);
                 let asked = SocketService::any_port(scope, address);
-                self.services.insert(asked, SocketTarget::new(slot, None));
+                let services = Arc::make_mut(&mut self.services);
+                services.insert(asked, SocketTarget::new(slot, None));
             }
         }
     }
@@ -163,7 +177,8 @@ impl Sockets {
         let family = if ipv6 { "6" } else { "4" };
         let slot = number([network, service, family].into_iter());
         let backends = || of(ipv6).copied().collect();
-        self.slots.entry(slot).or_insert_with(backends);
+        let slots = Arc::make_mut(&mut self.slots);
+        slots.entry(slot).or_insert_with(backends);
         slot
     }
 }

@@ -18,7 +18,7 @@ use super::model::{
     Namespace, Observed, Place, Published, PublishedAs, SocketPrograms,
 };
 use super::names::{
-    DEFAULT_MTU, FORWARDING6, FORWARDING6_OF_NEW, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH,
+    BRIDGE, DEFAULT_MTU, FORWARDING6, FORWARDING6_OF_NEW, HOST_IS_ROUTER, HOST_PREFIX, HOST_VETH,
     IPV6_MIN_MTU, LOOPBACK, TIMEOUTS, VXLAN, VXLAN_OVERHEAD, VXLAN_OVERHEAD6, forwarding_of,
 };
 use super::sockets::wanted_sockets;
@@ -186,6 +186,7 @@ pub(super) fn wanted(observed: &Observed, desired: &Desired) -> (Wanted, Vec<Pro
         overlay_mtu,
         subnet6,
         subnets6: BTreeMap::new(),
+        bridge: BRIDGE.into(),
         wanted: Wanted::default(),
     };
     draft.host(&uplinks);

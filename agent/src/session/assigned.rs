@@ -189,11 +189,11 @@ impl Assigned {
         use v1::assignment::Item;
         match item {
             Item::Task(task) => {
-                let task = Task::try_from(task)?;
+                let task = Task::try_from(*task)?;
                 self.tasks.insert(task.id.clone(), task);
             }
             Item::Network(network) => {
-                let network = Network::try_from(network)?;
+                let network = Network::try_from(*network)?;
                 self.networks.insert(network.id.clone(), network);
             }
             Item::Peer(peer) => {
@@ -359,11 +359,14 @@ impl Assigned {
     /// The same as one complete message, to be kept on disk.
     pub(crate) fn to_message(&self) -> v1::Assignments {
         use v1::assignment::Item;
-        let tasks = self.tasks.values().map(|task| Item::Task(task.into()));
+        let tasks = self
+            .tasks
+            .values()
+            .map(|task| Item::Task(Box::new(task.into())));
         let networks = self
             .networks
             .values()
-            .map(|network| Item::Network(network.into()));
+            .map(|network| Item::Network(Box::new(network.into())));
         let peers = self.peers.iter().map(|(id, peer)| {
             Item::Peer(v1::NetworkPeer {
                 node_id: id.to_string(),

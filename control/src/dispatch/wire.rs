@@ -39,8 +39,8 @@ impl From<&Item> for v1::Assignment {
     fn from(item: &Item) -> Self {
         use v1::assignment::Item as Wire;
         let item = match item {
-            Item::Task(task) => Wire::Task(task.as_ref().into()),
-            Item::Network(network) => Wire::Network(network.as_ref().into()),
+            Item::Task(task) => Wire::Task(Box::new(task.as_ref().into())),
+            Item::Network(network) => Wire::Network(Box::new(network.as_ref().into())),
             Item::Peer(peer) => Wire::Peer(v1::NetworkPeer {
                 node_id: peer.node.to_string(),
                 ingress_address: peer.ingress_address.to_string(),

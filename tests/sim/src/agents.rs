@@ -130,7 +130,7 @@ impl Agent {
             let Some(v1::assignment::Item::Task(task)) = assignment.item else {
                 continue;
             };
-            let task = Task::try_from(task).map_err(|error| format!("a task: {error}"))?;
+            let task = Task::try_from(*task).map_err(|error| format!("a task: {error}"))?;
             if task.node_id.as_ref() != Some(&self.node_id) {
                 return Err(format!("task {} was sent to a node not its own", task.id));
             }

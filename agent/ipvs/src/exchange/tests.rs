@@ -164,14 +164,14 @@ fn an_inconsistent_dump_is_taken_again() {
         let both = [reply(sequence, attempt), reply(sequence, attempt + 10)].concat();
         vec![Ok(both), Ok(done(sequence, flags))]
     });
-    let replies = exchange.dump(&request(), FAMILY_ID).unwrap();
+    let replies = exchange.dump(&request(), FAMILY_ID, Ok).unwrap();
     assert_eq!(numbers(&replies), [3, 13]);
 }
 
 #[test]
 fn a_dump_that_never_is_consistent_is_given_up() {
     let mut exchange = exchange(|request| vec![Ok(done(request.sequence_number, NLM_F_DUMP_INTR))]);
-    let result = exchange.dump::<_, IpvsMessage>(&request(), FAMILY_ID);
+    let result = exchange.dump(&request(), FAMILY_ID, Ok::<IpvsMessage, Fault>);
     assert!(matches!(result, Err(Fault::Unstable)), "{result:?}");
     assert_eq!(exchange.transport.datagrams.len(), MAX_DUMP_ATTEMPTS);
 }
@@ -192,7 +192,7 @@ fn a_malformed_entry_fails_the_dump_after_its_end() {
             Ok(done(sequence, 0)),
         ]
     });
-    let result = exchange.dump::<_, IpvsMessage>(&request(), FAMILY_ID);
+    let result = exchange.dump(&request(), FAMILY_ID, Ok::<IpvsMessage, Fault>);
     assert!(matches!(result, Err(Fault::Malformed(_))), "{result:?}");
     assert!(exchange.transport.queue.is_empty());
 }
@@ -207,7 +207,7 @@ fn the_end_of_a_dump_can_be_a_refusal() {
             &(-22_i32).to_ne_bytes(),
         ))]
     });
-    let result = exchange.dump::<_, IpvsMessage>(&request(), FAMILY_ID);
+    let result = exchange.dump(&request(), FAMILY_ID, Ok::<IpvsMessage, Fault>);
     assert!(matches!(result, Err(Fault::Refused(22))), "{result:?}");
 }
 
@@ -295,7 +295,7 @@ proptest! {
         let mut exchange = exchange(answer);
         exchange.sequence = sequence;
         let _ = exchange.ask::<_, IpvsMessage>(request(), FAMILY_ID);
-        let _ = exchange.dump::<_, IpvsMessage>(&request(), FAMILY_ID);
+        let _ = exchange.dump(&request(), FAMILY_ID, Ok::<IpvsMessage, Fault>);
         let outcomes = exchange.pipeline([request(), request()], FAMILY_ID);
         prop_assert_eq!(outcomes.len(), 2);
     }
@@ -312,7 +312,7 @@ proptest! {
         };
         let mut exchange = exchange(answer);
         let _ = exchange.ask::<_, IpvsMessage>(request(), FAMILY_ID);
-        let _ = exchange.dump::<_, IpvsMessage>(&request(), FAMILY_ID);
+        let _ = exchange.dump(&request(), FAMILY_ID, Ok::<IpvsMessage, Fault>);
         let outcomes = exchange.pipeline([request(), request()], FAMILY_ID);
         prop_assert_eq!(outcomes.len(), 2);
     }
@@ -336,7 +336,7 @@ fn the_real_kernel_answers_questions_and_dumps() {
         cmd: GenlCtrlCmd::GetFamily,
         nlas: Vec::new(),
     };
-    let replies = exchange.dump::<_, FamilyId>(&all, 0).unwrap();
+    let replies = exchange.dump(&all, 0, Ok::<FamilyId, Fault>).unwrap();
     assert!(replies.contains(&FamilyId(0x10)), "{replies:?}");
 }
 

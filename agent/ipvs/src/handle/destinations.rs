@@ -27,8 +27,7 @@ impl Ipvs {
             attrs,
         };
         let family = service.family();
-        self.dump(&request)
-            .and_then(|replies| replies.iter().map(|reply| entry(reply, family)).collect())
+        self.dump(&request, |reply| entry(reply, family))
             .map_err(|fault| {
                 IpvsError::of_query(format!("list destinations of service {service}"), fault)
             })

@@ -53,9 +53,14 @@ impl Ipvs {
         self.exchange.ask(request, self.family_id)
     }
 
-    /// Dumps a table.
-    fn dump(&mut self, request: &IpvsMessage) -> Result<Vec<IpvsMessage>, Fault> {
-        self.exchange.dump(request, self.family_id)
+    /// Dumps a table, of whose messages `entry` makes its entries.
+    fn dump<E>(
+        &mut self,
+        request: &IpvsMessage,
+        entry: impl Fn(&IpvsMessage) -> Result<E, Fault>,
+    ) -> Result<Vec<E>, Fault> {
+        let entry = |message: IpvsMessage| entry(&message);
+        self.exchange.dump(request, self.family_id, entry)
     }
 }
 

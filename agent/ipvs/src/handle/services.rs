@@ -28,7 +28,7 @@ impl Ipvs {
             command: Command::GET_SERVICE,
             attrs: Vec::new(),
         };
-        until_nothing_new(|| self.dump(&request)?.iter().map(entry).collect())
+        until_nothing_new(|| self.dump(&request, entry))
             .map_err(|fault| IpvsError::of_query("list services".to_owned(), fault))
     }
 

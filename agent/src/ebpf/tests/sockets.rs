@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -151,18 +152,18 @@ impl World {
         let backends = [TASKS[0], TASKS[1]];
         SocketTables {
             scopes: cookies.zip(scopes).chain([(cookie_here(), host)]).collect(),
-            services,
-            slots: BTreeMap::from([
+            services: services.into(),
+            slots: Arc::new(BTreeMap::from([
                 (SLOT, backends.map(IpAddr::from).into()),
                 (SLOT6, backends.map(|address| v6(address).into()).into()),
                 (EMPTY_SLOT, BTreeSet::new()),
-            ]),
+            ])),
         }
     }
 
     fn set_backends(&mut self, tasks: &[Ipv4Addr]) {
         let backends = tasks.iter().map(|address| IpAddr::from(*address));
-        self.tables.slots.insert(SLOT, backends.collect());
+        Arc::make_mut(&mut self.tables.slots).insert(SLOT, backends.collect());
         self.mesh.set_sockets(&self.tables).unwrap();
     }
 
@@ -402,7 +403,7 @@ fn tables_change_by_the_difference() {
         let mut world = World::new(sandbox);
         let nothing = crate::ebpf::Changed::default();
         assert_eq!(world.mesh.set_sockets(&world.tables).unwrap(), nothing);
-        world.tables.slots.insert(SLOT, [TASKS[0].into()].into());
+        Arc::make_mut(&mut world.tables.slots).insert(SLOT, [TASKS[0].into()].into());
         let changed = world.mesh.set_sockets(&world.tables).unwrap();
         assert_eq!((changed.written, changed.removed), (1, 1));
 

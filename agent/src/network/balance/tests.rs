@@ -342,7 +342,7 @@ fn maglev_has_starting_tasks_in_their_place() {
     let balance = of(port, &backends);
     assert_eq!(weights(&balance), weighing(&[(LOCAL, 0), (REMOTE, 1)]));
     for balanced in balance.table.values() {
-        assert!(balanced.order.is_sorted());
-        assert_eq!(balanced.order.len(), 2);
+        assert!(balanced.order().is_sorted());
+        assert_eq!(balanced.order().len(), 2);
     }
 }

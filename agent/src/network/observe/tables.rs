@@ -1,6 +1,8 @@
 //! Addresses, routes, neighbours and forwarding tables.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
@@ -157,13 +159,18 @@ pub(super) fn read_neighbours(
     family: AddressFamily,
     namespace: &mut Namespace,
 ) -> Result<(), NetlinkError> {
-    for entry in entries(connection, family)? {
-        if let (NeighbourState::Permanent, Some(address)) = (entry.state, entry.to) {
-            namespace
-                .neighbours
-                .insert((entry.name, address), entry.mac);
-        }
-    }
+    let found = entries(connection, family, |entry| {
+        entry
+            .to
+            .filter(|_| entry.state == NeighbourState::Permanent)
+    })?;
+    let names = LinkNames::of(connection);
+    let named = found.into_iter().filter_map(|(link, mac, address)| {
+        let name = names.get(link)?;
+        Some(((name, address), mac))
+    });
+    // Not one by one, which leaves half of the room in a map unused.
+    namespace.neighbours.append(&mut named.collect());
     Ok(())
 }
 
@@ -172,45 +179,72 @@ pub(super) fn read_forwarding(
     connection: &mut Connection,
     namespace: &mut Namespace,
 ) -> Result<(), NetlinkError> {
-    for entry in entries(connection, AddressFamily::Bridge)? {
+    let found = entries(connection, AddressFamily::Bridge, |entry| {
         match (entry.in_bridge, entry.state, entry.to) {
             // In state `Permanent` are the bridge's and its ports' own addresses.
-            (true, NeighbourState::Noarp, _) => {
-                namespace.forwards.insert(entry.mac, entry.name);
-            }
-            (false, _, Some(vtep)) if entry.flags.contains(NeighbourFlags::Own) => {
-                namespace.tunnels.insert(entry.mac, vtep);
-            }
-            _ => {}
+            (true, NeighbourState::Noarp, _) => Some(None),
+            (false, _, Some(vtep)) if entry.flags.contains(NeighbourFlags::Own) => Some(Some(vtep)),
+            _ => None,
         }
-    }
+    })?;
+    let names = LinkNames::of(connection);
+    let tunnels = found.iter().filter(|(link, ..)| names.get(*link).is_some());
+    namespace.tunnels = tunnels
+        .filter_map(|(_, mac, vtep)| Some((*mac, (*vtep)?)))
+        .collect();
+    let forwards = found.iter().filter(|(.., vtep)| vtep.is_none());
+    namespace.forwards = forwards
+        .filter_map(|(link, mac, _)| Some((*mac, names.get(*link)?)))
+        .collect();
     Ok(())
 }
 
-/// An entry of a neighbour or forwarding table.
+/// The links by their index.
+struct LinkNames(BTreeMap<u32, Arc<str>>);
+
+impl LinkNames {
+    /// As of the last time they were listed.
+    fn of(connection: &Connection) -> Self {
+        let links = connection.indexes.iter();
+        Self(
+            links
+                .map(|(name, index)| (*index, name.as_str().into()))
+                .collect(),
+        )
+    }
+
+    fn get(&self, index: u32) -> Option<Arc<str>> {
+        self.0.get(&index).cloned()
+    }
+}
+
+/// An entry of a neighbour or forwarding table but for its link and MAC address.
 struct Entry {
-    name: String,
-    mac: Mac,
     to: Option<IpAddr>,
     state: NeighbourState,
     flags: NeighbourFlags,
     in_bridge: bool,
 }
 
-fn entries(connection: &mut Connection, family: AddressFamily) -> Result<Vec<Entry>, NetlinkError> {
+/// The entries of a table that `pick` makes something of: each with its link and MAC address.
+fn entries<T>(
+    connection: &mut Connection,
+    family: AddressFamily,
+    pick: impl Fn(&Entry) -> Option<T>,
+) -> Result<Vec<(u32, Mac, T)>, NetlinkError> {
     let mut request = NeighbourMessage::default();
     request.header.family = family;
-    let messages = connection
-        .socket
-        .dump(&RouteNetlinkMessage::GetNeighbour(request))?;
-    let entry = |message| match message {
-        RouteNetlinkMessage::NewNeighbour(message) => entry(connection, &message),
-        _ => None,
-    };
-    Ok(messages.into_iter().filter_map(entry).collect())
+    let request = RouteNetlinkMessage::GetNeighbour(request);
+    connection.socket.dump_picked(&request, |message| {
+        let RouteNetlinkMessage::NewNeighbour(message) = message else {
+            return None;
+        };
+        let (mac, entry) = entry(&message)?;
+        Some((message.header.ifindex, mac, pick(&entry)?))
+    })
 }
 
-fn entry(connection: &Connection, message: &NeighbourMessage) -> Option<Entry> {
+fn entry(message: &NeighbourMessage) -> Option<(Mac, Entry)> {
     let mut mac = None;
     let mut to = None;
     let mut in_bridge = false;
@@ -224,14 +258,13 @@ fn entry(connection: &Connection, message: &NeighbourMessage) -> Option<Entry> {
             _ => {}
         }
     }
-    Some(Entry {
-        name: connection.name_of(message.header.ifindex)?,
-        mac: mac?,
+    let entry = Entry {
         to,
         state: message.header.state,
         flags: message.header.flags,
         in_bridge,
-    })
+    };
+    Some((mac?, entry))
 }
 
 fn ip_of(address: &NeighbourAddress) -> Option<IpAddr> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv6Net};
 use swarm_model::TaskId;
@@ -52,6 +53,8 @@ pub(super) struct Draft<'a> {
     pub(super) subnet6: Option<Ipv6Net>,
     /// Those of the users' networks that there are here, likewise.
     pub(super) subnets6: BTreeMap<Place, Ipv6Net>,
+    /// The name of every network's bridge.
+    pub(super) bridge: Arc<str>,
     /// What there is so far.
     pub(super) wanted: Wanted,
 }
@@ -160,7 +163,7 @@ impl Draft<'_> {
         host.routes.insert(network.subnet.trunc(), route);
         // The other end answers no ARP request for it: it is nobody's address.
         host.neighbours
-            .insert((HOST_VETH.to_owned(), EGRESS_LOCAL), Mac::of(EGRESS_LOCAL));
+            .insert((HOST_VETH.into(), EGRESS_LOCAL), Mac::of(EGRESS_LOCAL));
     }
 
     /// The same over IPv6, but for an address of the host's own: what it sends to a task by itself
@@ -173,7 +176,7 @@ impl Draft<'_> {
         };
         let host = self.at(&Place::Host);
         host.routes.insert(IpNet::V6(subnet6.trunc()), route);
-        let neighbour = (HOST_VETH.to_owned(), EGRESS_LOCAL6);
+        let neighbour = (HOST_VETH.into(), EGRESS_LOCAL6);
         host.neighbours.insert(neighbour, Mac::of(EGRESS_LOCAL6));
     }
 
@@ -235,7 +238,7 @@ impl Draft<'_> {
                 .insert(default_of(address), gateway(via, INGRESS_VETH));
             // Permanent: a request for it from here would carry an address of the node as sender,
             // which the host drops as its own.
-            let neighbour = (INGRESS_VETH.to_owned(), via);
+            let neighbour = (INGRESS_VETH.into(), via);
             namespace.neighbours.insert(neighbour, Mac::of(via));
         }
     }
@@ -273,7 +276,7 @@ impl Draft<'_> {
         self.link(network, &name, port(peer, mtu, flags));
         let peer = LinkKind::Veth(Some((network.clone(), name.clone())));
         self.link(&place, device, interface(peer, Mac::of(address), mtu));
-        self.reach(network, address, &name, None);
+        self.reach(network, address, &name.into(), None);
     }
 
     /// A task's place on a user's network; the first one's makes the network's namespace. Nothing
@@ -334,7 +337,7 @@ impl Draft<'_> {
             namespace
                 .routes
                 .insert(default_of(own), gateway(via, TASK_DEVICE));
-            let neighbour = (TASK_DEVICE.to_owned(), via);
+            let neighbour = (TASK_DEVICE.into(), via);
             namespace.neighbours.insert(neighbour, Mac::of(via));
         }
     }
@@ -342,9 +345,10 @@ impl Draft<'_> {
     /// Who is where: every node and every task.
     pub(super) fn everybody(&mut self) {
         let desired = self.desired;
+        let vxlan = VXLAN.into();
         for (node, peer) in &desired.peers {
             if *node != desired.local.id && self.tunnels_to(peer) {
-                self.reach(&Place::Ingress, peer.ingress, VXLAN, Some(peer.vtep));
+                self.reach(&Place::Ingress, peer.ingress, &vxlan, Some(peer.vtep));
                 // The peer's host, when a task here answers it.
                 if let Some(host) = host_address(peer.ingress) {
                     let route = gateway(peer.ingress, BRIDGE);
@@ -369,6 +373,7 @@ impl Draft<'_> {
     /// The tasks of a network that are at other nodes.
     fn elsewhere(&mut self, network: &Place, tasks: &SharedMap<TaskId, Task>) {
         let desired = self.desired;
+        let vxlan = VXLAN.into();
         for (id, task) in tasks.iter() {
             if desired.local_tasks.contains_key(id) || task.node == desired.local.id {
                 continue;
@@ -376,7 +381,7 @@ impl Draft<'_> {
             if let Some(peer) = desired.peers.get(&task.node)
                 && self.tunnels_to(peer)
             {
-                self.reach(network, task.address, VXLAN, Some(peer.vtep));
+                self.reach(network, task.address, &vxlan, Some(peer.vtep));
             }
         }
     }
@@ -387,16 +392,15 @@ impl Draft<'_> {
     }
 
     /// `address` is behind `port`, and with `vtep` at another node.
-    fn reach(&mut self, network: &Place, address: IpAddr, port: &str, vtep: Option<IpAddr>) {
+    fn reach(&mut self, network: &Place, address: IpAddr, port: &Arc<str>, vtep: Option<IpAddr>) {
+        let bridge = self.bridge.clone();
         let mac = Mac::of(address);
         let twin = self.address6(network, address);
         let namespace = self.at(network);
         for address in std::iter::once(address).chain(twin) {
-            namespace
-                .neighbours
-                .insert((BRIDGE.to_owned(), address), mac);
+            namespace.neighbours.insert((bridge.clone(), address), mac);
         }
-        namespace.forwards.insert(mac, port.to_owned());
+        namespace.forwards.insert(mac, port.clone());
         match vtep {
             Some(vtep) => namespace.tunnels.insert(mac, vtep),
             None => namespace.tunnels.remove(&mac),

@@ -55,12 +55,12 @@ fn published_ports_work(observed: &Observed, refusing: &BTreeSet<Published>) -> 
         let ingress = ingress.ok_or("no ingress namespace")?;
         for destination in balanced.destinations.keys() {
             let mac = Mac::of(destination.address);
-            let neighbour = ("br0".to_owned(), destination.address);
+            let neighbour = ("br0".into(), destination.address);
             if !ingress.neighbours.contains_key(&neighbour) || !ingress.forwards.contains_key(&mac)
             {
                 return Err(format!("{destination} of {published:?} cannot be reached"));
             }
-            if ingress.forwards[&mac] == "vx0" && !ingress.tunnels.contains_key(&mac) {
+            if &*ingress.forwards[&mac] == "vx0" && !ingress.tunnels.contains_key(&mac) {
                 return Err(format!("{destination} of {published:?} is at no node"));
             }
         }
@@ -99,8 +99,8 @@ proptest! {
         }
         settle(&mut observed, &by_maglev(after, &[]));
         for balanced in observed.ipvs.unwrap().values() {
-            prop_assert!(balanced.order.is_sorted(), "{:?}", balanced.order);
-            prop_assert_eq!(balanced.order.len(), balanced.destinations.len());
+            prop_assert!(balanced.order().is_sorted(), "{:?}", balanced.order());
+            prop_assert_eq!(balanced.order().len(), balanced.destinations.len());
         }
     }
 

@@ -120,7 +120,7 @@ pub(super) fn damage(observed: &mut Observed, damage: &Damage) {
             {
                 let namespace = observed.namespaces.get_mut(&place).unwrap();
                 namespace.routes.retain(|_, route| route.device != name);
-                namespace.neighbours.retain(|(of, _), _| *of != name);
+                namespace.neighbours.retain(|(of, _), _| **of != *name);
             }
         }
         Damage::ChangeMac(index) => {
@@ -221,10 +221,9 @@ pub(super) fn damage(observed: &mut Observed, damage: &Damage) {
                 for config in destinations.values_mut() {
                     config.weight += 7;
                 }
-                destinations.pop_first();
+                let first = destinations.keys().next().copied();
                 let balanced = table.get_mut(&key).unwrap();
-                let there = &balanced.destinations;
-                balanced.order.retain(|to| there.contains_key(to));
+                first.iter().for_each(|to| balanced.take_out(to));
             }
         }
         Damage::Config => observed.mesh.as_mut().unwrap().config = None,
