@@ -56,10 +56,9 @@ impl Index {
         self.follow_tasks(None, &before.tasks, &after.tasks);
         let networks: BTreeSet<_> = before.members.keys().chain(after.members.keys()).collect();
         for network in networks {
-            let of = |desired: &'_ Desired| desired.members.get(network).cloned();
-            let (before, after) = (of(before), of(after));
-            let before = before.as_ref().unwrap_or(&empty);
-            self.follow_tasks(Some(network), before, after.as_ref().unwrap_or(&empty));
+            let before = before.members.get(network).unwrap_or(&empty);
+            let after = after.members.get(network).unwrap_or(&empty);
+            self.follow_tasks(Some(network), before, after);
         }
         for (_, before, after) in before.services.differences(&after.services) {
             for port in before.into_iter().flat_map(ports) {
@@ -314,6 +313,7 @@ fn as_observed(wanted: Wanted) -> Observed {
         listeners: BTreeSet::new(),
         firewall: Err(none()),
         ipv6: true,
+        ingress_tables: true,
     }
 }
 

@@ -461,6 +461,9 @@ pub(super) struct Observed {
     pub(super) firewall: Result<FirewallState, String>,
     /// Whether the kernel does IPv6.
     pub(super) ipv6: bool,
+    /// Whether the neighbours and forwarding entries of the ingress namespace were looked at. Where
+    /// not, they are empty here, and nothing is planned of them.
+    pub(super) ingress_tables: bool,
 }
 
 impl Observed {
@@ -494,6 +497,7 @@ impl Observed {
             listeners: BTreeSet::new(),
             firewall: self.firewall.clone(),
             ipv6: self.ipv6,
+            ingress_tables: true,
         }
     }
 

@@ -40,12 +40,15 @@ struct Seen {
     default_link: Option<String>,
 }
 
-/// What else is done while looking.
+/// What else is done while looking, and how far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::network) enum Look {
     /// Programs that are not loaded are loaded, names of namespaces that are gone are removed, and
     /// what somebody else has changed in maps is put right: as a plan wants it that is carried out.
     AndRepair,
+    /// The same, but for the neighbours and forwarding entries of the ingress namespace: the kernel
+    /// tells of every change in those.
+    AndRepairUntold,
     /// Nothing is changed in the kernel. The maps are as the kernel holds them.
     Only,
 }
@@ -70,13 +73,14 @@ pub(super) fn observe(
     let Kernel { open, mesh, .. } = kernel;
     // Loaded first: what is attached is told by comparing with what is loaded.
     let mut mesh = match look {
-        Look::AndRepair => mesh.load(),
+        Look::AndRepair | Look::AndRepairUntold => mesh.load(),
         Look::Only => mesh.look(),
     };
     let mut seen = BTreeMap::new();
     for (place, connection) in open.iter_mut() {
         go_on()?;
-        match read(place, connection, families, mesh.as_deref().ok()) {
+        let tables = look != Look::AndRepairUntold || *place != Place::Ingress;
+        match read(place, connection, (families, tables), mesh.as_deref().ok()) {
             Ok(content) => {
                 seen.insert(place.clone(), content);
             }
@@ -95,7 +99,9 @@ pub(super) fn observe(
     let cookies = cookies.map(|(place, connection)| (connection.cookie, place));
     let mesh = match &mut mesh {
         Ok(mesh) => Ok(match look {
-            Look::AndRepair => mesh.maps(link_name, port_name, &cookies.collect())?,
+            Look::AndRepair | Look::AndRepairUntold => {
+                mesh.maps(link_name, port_name, &cookies.collect())?
+            }
             Look::Only => mesh.held(link_name, port_name, &cookies.collect())?,
         }),
         Err(reason) => Err(reason.clone()),
@@ -131,6 +137,7 @@ pub(super) fn observe(
             listeners,
             firewall,
             ipv6: families.len() > 1,
+            ingress_tables: look != Look::AndRepairUntold,
         },
         failures,
     ))
@@ -197,7 +204,7 @@ fn families(ipv6: bool) -> &'static [AddressFamily] {
 fn read(
     place: &Place,
     connection: &mut Connection,
-    families: &[AddressFamily],
+    (families, tables): (&[AddressFamily], bool),
     mesh: Option<&LoadedMesh>,
 ) -> Result<Seen, KernelError> {
     let mut namespace = Namespace::default();
@@ -207,9 +214,11 @@ fn read(
         tables::read_addresses(connection, family, &mut namespace)?;
         let found = tables::read_routes(connection, family, &mut namespace)?;
         default_link = default_link.or(found);
-        tables::read_neighbours(connection, family, &mut namespace)?;
+        if tables {
+            tables::read_neighbours(connection, family, &mut namespace)?;
+        }
     }
-    if place.is_network() {
+    if tables && place.is_network() {
         tables::read_forwarding(connection, &mut namespace)?;
     }
     let keys = settings(place, &namespace);

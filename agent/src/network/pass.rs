@@ -27,6 +27,10 @@ use super::stats::{NodeStats, node_stats};
 /// kernel than a pass does.
 const STATS_LIFETIME: Duration = Duration::from_secs(1);
 
+/// How long the ingress namespace's neighbours and forwarding entries are not looked at while the
+/// kernel tells of no change in them. It tells of every change; this is for what is not thought of.
+const TOLD_LIFETIME: Duration = Duration::from_secs(60);
+
 /// What the kernel corresponds to, but for what others have done to it since.
 struct Base {
     desired: Desired,
@@ -65,6 +69,11 @@ pub(super) struct Pass {
     passes: watch::Sender<Passes>,
     /// Whether something else is desired since the last pass that reached it.
     is_new: bool,
+    /// When the ingress namespace's neighbours and forwarding entries were last seen to be as they
+    /// are desired, if nothing was told of them since.
+    tables_seen: Option<Instant>,
+    /// How long the last pass that looked took.
+    last_look: Duration,
     /// The counters as they were read last, and when.
     stats: Option<(Instant, Arc<NodeStats>)>,
 }
@@ -88,6 +97,8 @@ impl Pass {
             answering,
             passes,
             is_new: true,
+            tables_seen: None,
+            last_look: Duration::ZERO,
             stats: None,
         }
     }
@@ -171,6 +182,7 @@ impl Pass {
         self.current = None;
         self.effective = None;
         self.base = None;
+        self.tables_seen = None;
         self.stats = None;
         self.prepared.clear();
         self.released.clear();
@@ -229,9 +241,14 @@ impl Pass {
         Ok(stats)
     }
 
-    /// How long the last pass over everything took.
-    pub(super) fn last_full(&self) -> Duration {
-        self.passes.borrow().full.last
+    /// Something in the ingress namespace has changed, or may have and nobody would have told.
+    pub(super) fn tables_may_differ(&mut self) {
+        self.tables_seen = None;
+    }
+
+    /// How long the last pass that looked took.
+    pub(super) fn last_look(&self) -> Duration {
+        self.last_look
     }
 
     /// Brings the kernel to another desired state: by what has changed, where that is enough, else as
@@ -298,10 +315,25 @@ impl Pass {
         let begun = Instant::now();
         let mut written = (0, 0);
         let mut context = None;
-        let (problems, failures) = match observe(&mut self.kernel, Look::AndRepair, interrupt) {
+        let seen = self.tables_seen.take();
+        let look = match seen {
+            Some(at) if !self.is_new && at.elapsed() < TOLD_LIFETIME => Look::AndRepairUntold,
+            _ => Look::AndRepair,
+        };
+        let (problems, failures) = match observe(&mut self.kernel, look, interrupt) {
             Ok((observed, mut failures)) => {
                 context = Some(observed.context());
                 let (Plan { ops, problems }, wanted) = plan_for(observed, desired);
+                if look == Look::AndRepairUntold && ops.iter().any(|op| op.place().is_some()) {
+                    // With a link its entries are gone.
+                    return self.run(interrupt);
+                }
+                if ops.is_empty() && failures.is_empty() {
+                    self.tables_seen = match look {
+                        Look::AndRepairUntold => seen,
+                        _ => Some(begun),
+                    };
+                }
                 log_ops(&ops);
                 written = writes(&ops);
                 failures.extend(execute(&mut self.kernel, &ops));
@@ -320,7 +352,10 @@ impl Pass {
                 }
                 (problems, failures)
             }
-            Err(KernelError::Interrupted) => return Outcome::Interrupted,
+            Err(KernelError::Interrupted) => {
+                self.tables_seen = seen;
+                return Outcome::Interrupted;
+            }
             Err(source) => {
                 let problems = self.applied.borrow().problems.clone();
                 (problems, vec![Failure::of_pass(source)])
@@ -366,8 +401,11 @@ impl Pass {
             changed
         });
         let took = begun.elapsed();
-        self.passes
-            .send_modify(|passes| passes.full.count(written, took));
+        self.last_look = took;
+        self.passes.send_modify(|passes| match look {
+            Look::AndRepairUntold => passes.untold.count(written, took),
+            Look::AndRepair | Look::Only => passes.full.count(written, took),
+        });
         Outcome::Done
     }
 }

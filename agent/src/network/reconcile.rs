@@ -43,6 +43,10 @@ const REST_SHARE: u32 = 9;
 /// For how long changes of the desired state, one after the other, may put a pass over everything off.
 const MAX_POSTPONED: Duration = Duration::from_secs(5);
 
+/// A pass over everything that was ended for a change of the desired state begins again when for this
+/// long there was none, or it was put off for [`MAX_POSTPONED`].
+const QUIET: Duration = Duration::from_secs(1);
+
 /// Changes in the kernel come in bursts: this long after the first of them a pass begins.
 const DEBOUNCE: Duration = Duration::from_millis(50);
 
@@ -175,6 +179,8 @@ pub(crate) enum NetworkError {
 pub(crate) struct Passes {
     /// Those that looked at everything.
     pub(crate) full: PassCount,
+    /// Those that looked at everything but the tables of which the kernel tells every change.
+    pub(crate) untold: PassCount,
     /// Those that did what had changed, and looked at nothing.
     pub(crate) increments: PassCount,
 }
@@ -425,6 +431,7 @@ impl Shell {
                         // Of what has just been done itself. What others do in these milliseconds
                         // is seen by the next pass.
                         self.news();
+                        next = postponed.map_or(next, again);
                     }
                     !by_increment
                 }
@@ -435,13 +442,18 @@ impl Shell {
                     }
                     None => return,
                 },
-                () = event(&mut self.host, self.ingress.as_mut()), if due.is_none() => {
+                in_ingress = event(&mut self.host, self.ingress.as_mut()), if due.is_none() => {
+                    if in_ingress {
+                        self.pass.tables_may_differ();
+                    }
                     let now = Instant::now();
                     let spaced = last_event_pass.map(|last| last + MIN_EVENT_SPACING);
                     due = Some(spaced.map_or(now, |spaced| spaced.max(now)) + DEBOUNCE);
                     false
                 }
                 () = until(Some(due.map_or(next, |due| due.min(next)))) => {
+                    // Of what was told up to now: this pass sees it.
+                    self.news();
                     // A new desired state does not wait for the end of a look.
                     let urgent = || {
                         postponed.is_none_or(|since| since.elapsed() < MAX_POSTPONED)
@@ -449,8 +461,10 @@ impl Shell {
                     };
                     let outcome = self.pass.run(&urgent);
                     if outcome == Outcome::Interrupted {
-                        postponed = postponed.or(Some(Instant::now()));
-                        next = Instant::now() + MIN_EVENT_SPACING;
+                        let since = postponed.unwrap_or_else(Instant::now);
+                        postponed = Some(since);
+                        due = None;
+                        next = again(since);
                     } else {
                         last_event_pass = due.take().map(|_| Instant::now()).or(last_event_pass);
                     }
@@ -459,7 +473,7 @@ impl Shell {
             };
             if full {
                 postponed = None;
-                next = Instant::now() + interval(self.pass.last_full());
+                next = Instant::now() + interval(self.pass.last_look());
             }
             self.watch_ingress();
         }
@@ -467,13 +481,14 @@ impl Shell {
 
     /// Takes out the notifications there are, and says whether there were any.
     fn news(&mut self) -> bool {
-        let monitors = [Some(&mut self.host), self.ingress.as_mut()];
-        let mut news = false;
-        for monitor in monitors.into_iter().flatten() {
-            // A socket that fails is told of where it is waited for.
-            news |= monitor.drain().unwrap_or(true);
+        // A socket that fails is told of where it is waited for.
+        let of_host = self.host.drain().unwrap_or(true);
+        let ingress = self.ingress.as_mut();
+        let of_ingress = ingress.is_none_or(|monitor| monitor.drain().unwrap_or(true));
+        if of_ingress {
+            self.pass.tables_may_differ();
         }
-        news
+        of_host || (of_ingress && self.ingress.is_some())
     }
 
     fn answer(&mut self, request: Request) {
@@ -518,20 +533,26 @@ impl Shell {
                 );
             })
             .ok();
+        self.pass.tables_may_differ();
     }
 }
 
-/// Waits for a change in either namespace.
-async fn event(host: &mut Monitor, ingress: Option<&mut Monitor>) {
+/// When a pass that is put off since then begins again.
+fn again(since: Instant) -> Instant {
+    (Instant::now() + QUIET).min(since + MAX_POSTPONED)
+}
+
+/// Waits for a change in either namespace, and says whether it was in that of the ingress network.
+async fn event(host: &mut Monitor, ingress: Option<&mut Monitor>) -> bool {
     let in_ingress = async {
         match ingress {
             Some(monitor) => monitor.changed().await,
             None => std::future::pending().await,
         }
     };
-    let outcome = tokio::select! {
-        outcome = host.changed() => outcome,
-        outcome = in_ingress => outcome,
+    let (outcome, of_ingress) = tokio::select! {
+        outcome = host.changed() => (outcome, false),
+        outcome = in_ingress => (outcome, true),
     };
     if let Err(error) = outcome {
         tracing::warn!(
@@ -541,6 +562,7 @@ async fn event(host: &mut Monitor, ingress: Option<&mut Monitor>) {
         // The runtime is unwell; the interval goes on.
         std::future::pending::<()>().await;
     }
+    of_ingress
 }
 
 async fn until(due: Option<Instant>) {

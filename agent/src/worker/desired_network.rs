@@ -191,10 +191,8 @@ impl Following {
 impl OnNetwork {
     fn follow(&mut self, id: &NetworkId, told: &Assigned, assigned: &Assigned) {
         let (no_tasks, no_services) = (SharedMap::new(), SharedMap::new());
-        let tasks = |of: &'_ Assigned| of.network_endpoints.get(id).cloned();
-        let (tasks_before, tasks) = (tasks(told), tasks(assigned));
-        let tasks_before = tasks_before.as_ref().unwrap_or(&no_tasks);
-        let tasks = tasks.as_ref().unwrap_or(&no_tasks);
+        let tasks_before = told.network_endpoints.get(id).unwrap_or(&no_tasks);
+        let tasks = assigned.network_endpoints.get(id).unwrap_or(&no_tasks);
         let services_before = told.network_services.get(id).unwrap_or(&no_services);
         let services = assigned.network_services.get(id).unwrap_or(&no_services);
         let mut touched = BTreeSet::new();

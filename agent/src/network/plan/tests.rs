@@ -93,6 +93,7 @@ fn host() -> Observed {
         listeners: BTreeSet::new(),
         firewall: Ok(FirewallState::default()),
         ipv6: true,
+        ingress_tables: true,
     }
 }
 

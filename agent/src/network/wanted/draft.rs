@@ -219,6 +219,7 @@ impl Draft<'_> {
         self.program(&place, VXLAN, Program::ShortcutOut);
 
         let own = self.on_network(&place, network.subnet, local.ingress);
+        let looked_at = self.observed.ingress_tables;
         let namespace = self.at(&place);
         // IPVS looks only at packets that are for this namespace.
         for address in node_addresses {
@@ -239,7 +240,9 @@ impl Draft<'_> {
             // Permanent: a request for it from here would carry an address of the node as sender,
             // which the host drops as its own.
             let neighbour = (INGRESS_VETH.into(), via);
-            namespace.neighbours.insert(neighbour, Mac::of(via));
+            if looked_at {
+                namespace.neighbours.insert(neighbour, Mac::of(via));
+            }
         }
     }
 
@@ -393,6 +396,9 @@ impl Draft<'_> {
 
     /// `address` is behind `port`, and with `vtep` at another node.
     fn reach(&mut self, network: &Place, address: IpAddr, port: &Arc<str>, vtep: Option<IpAddr>) {
+        if !self.observed.ingress_tables && *network == Place::Ingress {
+            return;
+        }
         let bridge = self.bridge.clone();
         let mac = Mac::of(address);
         let twin = self.address6(network, address);

@@ -123,6 +123,23 @@ proptest! {
     }
 
     #[test]
+    fn nothing_is_planned_of_tables_that_were_not_looked_at(
+        desired in desires(),
+        ipv6 in any::<bool>(),
+    ) {
+        let desired = over(ipv6, desired);
+        let mut observed = host();
+        settle(&mut observed, &desired);
+        let ingress = observed.namespaces.get_mut(&Place::Ingress).unwrap();
+        ingress.neighbours.clear();
+        ingress.tunnels.clear();
+        ingress.forwards.clear();
+        prop_assert_ne!(texts(&plan(&observed, &desired).ops), Vec::<String>::new());
+        observed.ingress_tables = false;
+        prop_assert_eq!(texts(&plan(&observed, &desired).ops), Vec::<String>::new());
+    }
+
+    #[test]
     fn at_every_step_what_is_published_works(
         before in desires(),
         after in desires(),
