@@ -314,6 +314,7 @@ fn as_observed(wanted: Wanted) -> Observed {
         firewall: Err(none()),
         ipv6: true,
         ingress_tables: true,
+        ipvs_table: true,
     }
 }
 

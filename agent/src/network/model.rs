@@ -464,6 +464,8 @@ pub(super) struct Observed {
     /// Whether the neighbours and forwarding entries of the ingress namespace were looked at. Where
     /// not, they are empty here, and nothing is planned of them.
     pub(super) ingress_tables: bool,
+    /// Whether the IPVS table was read. Where not, it is empty here, and nothing is planned of it.
+    pub(super) ipvs_table: bool,
 }
 
 impl Observed {
@@ -498,6 +500,7 @@ impl Observed {
             firewall: self.firewall.clone(),
             ipv6: self.ipv6,
             ingress_tables: true,
+            ipvs_table: true,
         }
     }
 

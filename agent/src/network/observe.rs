@@ -1,5 +1,6 @@
 //! Reading the kernel.
 
+mod balancer;
 mod counters;
 mod links;
 mod tables;
@@ -12,6 +13,7 @@ use swarm_ipvs::{IpvsError, Timeouts};
 
 use crate::error_text::error_text;
 
+pub(super) use balancer::printed;
 pub(super) use counters::count;
 
 use super::connection::Connection;
@@ -58,10 +60,11 @@ pub(in crate::network) type Interrupt<'a> = &'a dyn Fn() -> bool;
 
 /// Reads everything. What could not be read in the namespace of a task or of a user's network is
 /// returned beside it, with that namespace taken as missing; anything else that cannot be read is an error, and so is being interrupted
-/// ([`KernelError::Interrupted`]).
+/// ([`KernelError::Interrupted`]). The IPVS table is left out where `ipvs_table` is false.
 pub(super) fn observe(
     kernel: &mut Kernel,
     look: Look,
+    ipvs_table: bool,
     interrupt: Interrupt<'_>,
 ) -> Result<(Observed, Vec<Failure>), KernelError> {
     let go_on = || match interrupt() {
@@ -106,7 +109,7 @@ pub(super) fn observe(
         }),
         Err(reason) => Err(reason.clone()),
     };
-    let ipvs = ipvs_table(kernel, &go_on)?;
+    let ipvs = read_ipvs(kernel, ipvs_table, &go_on)?;
     let ipvs_timeouts = match &ipvs {
         Ok(_) => ipvs_timeouts(kernel)?,
         Err(_) => None,
@@ -138,6 +141,7 @@ pub(super) fn observe(
             firewall,
             ipv6: families.len() > 1,
             ingress_tables: look != Look::AndRepairUntold,
+            ipvs_table,
         },
         failures,
     ))
@@ -165,8 +169,9 @@ fn ipvs_timeouts(kernel: &mut Kernel) -> Result<Option<Timeouts>, KernelError> {
     }
 }
 
-fn ipvs_table(
+fn read_ipvs(
     kernel: &mut Kernel,
+    ipvs_table: bool,
     go_on: &dyn Fn() -> Result<(), KernelError>,
 ) -> Result<Result<IpvsTable, String>, KernelError> {
     let ipvs = match kernel.ipvs() {
@@ -178,7 +183,12 @@ fn ipvs_table(
         Err(error) => return Err(error),
     };
     let mut table = IpvsTable::new();
-    for entry in ipvs.services()? {
+    let services = if ipvs_table {
+        ipvs.services()?
+    } else {
+        Vec::new()
+    };
+    for entry in services {
         go_on()?;
         let key = entry.service.key;
         let destinations = ipvs.destinations(&key)?;

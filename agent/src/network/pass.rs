@@ -17,7 +17,7 @@ use super::execute::{execute, writes};
 use super::increment::{Increment, Index, plan_increment, slice};
 use super::kernel::{Failure, Kernel, KernelError, Scope};
 use super::model::{NetworkName, Observed, Place};
-use super::observe::{Interrupt, Look, count, observe};
+use super::observe::{Interrupt, Look, count, observe, printed};
 use super::op::Op;
 use super::plan::{Plan, plan, plan_for, teardown};
 use super::reconcile::{Applied, NetworkError, Passes};
@@ -27,8 +27,9 @@ use super::stats::{NodeStats, node_stats};
 /// kernel than a pass does.
 const STATS_LIFETIME: Duration = Duration::from_secs(1);
 
-/// How long the ingress namespace's neighbours and forwarding entries are not looked at while the
-/// kernel tells of no change in them. It tells of every change; this is for what is not thought of.
+/// How long tables are not looked at that have not changed: the ingress namespace's neighbours and
+/// forwarding entries while the kernel tells of no change in them, the IPVS table while it is printed
+/// as it was. It tells of every change; this is for what is not thought of, and for what is not printed.
 const TOLD_LIFETIME: Duration = Duration::from_secs(60);
 
 /// What the kernel corresponds to, but for what others have done to it since.
@@ -72,6 +73,8 @@ pub(super) struct Pass {
     /// When the ingress namespace's neighbours and forwarding entries were last seen to be as they
     /// are desired, if nothing was told of them since.
     tables_seen: Option<Instant>,
+    /// When the IPVS table was last seen to be as it is desired, and as what number it was printed.
+    ipvs_seen: Option<(Instant, u64)>,
     /// How long the last pass that looked took.
     last_look: Duration,
     /// The counters as they were read last, and when.
@@ -98,6 +101,7 @@ impl Pass {
             passes,
             is_new: true,
             tables_seen: None,
+            ipvs_seen: None,
             last_look: Duration::ZERO,
             stats: None,
         }
@@ -183,12 +187,13 @@ impl Pass {
         self.effective = None;
         self.base = None;
         self.tables_seen = None;
+        self.ipvs_seen = None;
         self.stats = None;
         self.prepared.clear();
         self.released.clear();
         self.applied.send_replace(Applied::default());
         self.answering.send_replace(Answering::default());
-        let (observed, unreadable) = observe(&mut self.kernel, Look::AndRepair, &|| false)
+        let (observed, unreadable) = observe(&mut self.kernel, Look::AndRepair, true, &|| false)
             .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
         let ops = teardown(&observed);
         let failures = execute(&mut self.kernel, &ops);
@@ -208,7 +213,7 @@ impl Pass {
         let Some(desired) = &self.effective else {
             return Err(NetworkError::NothingDesired);
         };
-        let (observed, unreadable) = observe(&mut self.kernel, Look::Only, &|| false)
+        let (observed, unreadable) = observe(&mut self.kernel, Look::Only, true, &|| false)
             .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
         let Plan { ops, problems } = plan(&observed, desired);
         let mut checked = check(&observed, &ops, &self.applied.borrow().failures);
@@ -320,11 +325,19 @@ impl Pass {
             Some(at) if !self.is_new && at.elapsed() < TOLD_LIFETIME => Look::AndRepairUntold,
             _ => Look::AndRepair,
         };
-        let (problems, failures) = match observe(&mut self.kernel, look, interrupt) {
+        // Before the table is read: what changes then is printed otherwise the next time.
+        let now_printed = printed(&mut self.kernel);
+        let ipvs_seen = self.ipvs_seen.take().filter(|(at, number)| {
+            !self.is_new && at.elapsed() < TOLD_LIFETIME && Some(*number) == now_printed
+        });
+        let whole = look == Look::AndRepair && ipvs_seen.is_none();
+        let ipvs_table = ipvs_seen.is_none();
+        let observed = observe(&mut self.kernel, look, ipvs_table, interrupt);
+        let (problems, failures) = match observed {
             Ok((observed, mut failures)) => {
                 context = Some(observed.context());
                 let (Plan { ops, problems }, wanted) = plan_for(observed, desired);
-                if look == Look::AndRepairUntold && ops.iter().any(|op| op.place().is_some()) {
+                if !whole && ops.iter().any(|op| op.place().is_some()) {
                     // With a link its entries are gone.
                     return self.run(interrupt);
                 }
@@ -333,6 +346,8 @@ impl Pass {
                         Look::AndRepairUntold => seen,
                         _ => Some(begun),
                     };
+                    let anew = now_printed.map(|number| (begun, number));
+                    self.ipvs_seen = ipvs_seen.or(anew);
                 }
                 log_ops(&ops);
                 written = writes(&ops);
@@ -354,6 +369,7 @@ impl Pass {
             }
             Err(KernelError::Interrupted) => {
                 self.tables_seen = seen;
+                self.ipvs_seen = ipvs_seen;
                 return Outcome::Interrupted;
             }
             Err(source) => {

@@ -487,6 +487,9 @@ impl Planner<'_> {
         if let (Ok(_), Some(timeouts)) = (&self.now.ipvs, timeouts) {
             self.emit(Op::Ipvs(IpvsOp::SetTimeouts(timeouts)));
         }
+        if !self.now.ipvs_table {
+            return;
+        }
         let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {
             return;
         };
@@ -578,6 +581,9 @@ impl Planner<'_> {
     }
 
     fn unbalance(&mut self) {
+        if !self.now.ipvs_table {
+            return;
+        }
         let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {
             return;
         };

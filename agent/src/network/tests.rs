@@ -256,7 +256,8 @@ async fn a_second_pass_finds_nothing_to_do() {
         .run(move || Kernel::new(config.run_dir.join("netns"), config.bpffs_dir).unwrap())
         .unwrap();
     let mut pass = || {
-        let (observed, unreadable) = observe(&mut kernel, Look::AndRepair, &|| false).unwrap();
+        let (observed, unreadable) =
+            observe(&mut kernel, Look::AndRepair, true, &|| false).unwrap();
         assert!(unreadable.is_empty(), "{unreadable:?}");
         let ops = plan(&observed, &desired).ops;
         let failures = super::execute::execute(&mut kernel, &ops);

@@ -94,6 +94,7 @@ fn host() -> Observed {
         firewall: Ok(FirewallState::default()),
         ipv6: true,
         ingress_tables: true,
+        ipvs_table: true,
     }
 }
 

@@ -134,8 +134,10 @@ proptest! {
         ingress.neighbours.clear();
         ingress.tunnels.clear();
         ingress.forwards.clear();
+        observed.ipvs = Ok(IpvsTable::new());
         prop_assert_ne!(texts(&plan(&observed, &desired).ops), Vec::<String>::new());
         observed.ingress_tables = false;
+        observed.ipvs_table = false;
         prop_assert_eq!(texts(&plan(&observed, &desired).ops), Vec::<String>::new());
     }
 
