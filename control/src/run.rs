@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::autolock::Keeper;
 use crate::bootstrap::{FIRST_RAFT_ID, Founder, new_swarm};
 use crate::ca::rotation::chain_tail;
-use crate::ca::{CredentialsFile, OwnCertificate, new_root};
+use crate::ca::{CredentialsFile, Needed, OwnCertificate, Signer, new_root};
 use crate::config::Config;
 use crate::dispatch::Dispatcher;
 use crate::failure::Failure;
@@ -87,7 +87,7 @@ async fn run_until(config: Config, stop: CancellationToken) -> Result<(), Failur
         None if config.join.is_some() => join(&config, &log)?,
         None => found(&config, &log)?,
     };
-    let parts = Parts::new(&config, &store, &mut raft)?;
+    let parts = Parts::new(&config, &store, &mut raft).await?;
     let end = CancellationToken::new();
     let ending = async {
         stop.cancelled().await;
@@ -115,6 +115,7 @@ struct Parts {
     raft: RaftService,
     transport: Pin<Box<dyn Future<Output = Result<(), Superseded>> + Send>>,
     dialer: Dialer,
+    signer: Signer,
     own: Own,
     keeper: Keeper,
 }
@@ -133,12 +134,12 @@ struct Own {
 }
 
 impl Parts {
-    fn new(config: &Config, store: &Store, raft: &mut Node) -> Result<Self, Failure> {
+    async fn new(config: &Config, store: &Store, raft: &mut Node) -> Result<Self, Failure> {
         let raft_id = raft.raft_id();
         let key = raft.kept_key().cloned().ok_or(Failure::Ended("the log"))?;
         let seal = Some(raft.file_seal().clone());
         let credentials = CredentialsFile::new(own_path(config), seal, key.is_sealed());
-        let (self_id, cluster_id, own) = identify(config, &credentials, store, raft_id)?;
+        let (self_id, cluster_id, own) = identify(config, &credentials, store, raft_id).await?;
         let keeper = Keeper {
             store: store.clone(),
             key,
@@ -152,6 +153,7 @@ impl Parts {
             tail_pem: own.tail_pem,
         };
         let dialer = Dialer::new(own.client.subscribe());
+        let signer = Signer::new(Some(own.client.subscribe()));
         let book = AddressBook::new(store.clone());
         let transport = raft.transport(book.clone(), dialer.clone(), config.advertise_address);
         Ok(Self {
@@ -161,6 +163,7 @@ impl Parts {
             raft: raft.service(store, &book),
             transport: Box::pin(transport.ok_or(Failure::Ended("the log"))?),
             dialer,
+            signer,
             own,
             keeper,
         })
@@ -182,6 +185,7 @@ async fn serve(
         raft,
         transport,
         dialer,
+        signer,
         own,
         keeper,
     } = parts;
@@ -225,10 +229,18 @@ async fn serve(
         dispatcher,
         raft,
         dialer: dialer.clone(),
+        signer: signer.clone(),
     };
     let serving = serve_network(network, store.clone(), stop.clone());
     tasks.spawn(async { serving.await.map_err(Failure::Server) });
-    let serving = serve_local(local, self_id.clone(), store.clone(), dialer, stop.clone());
+    let serving = serve_local(
+        local,
+        self_id.clone(),
+        store.clone(),
+        dialer,
+        signer.clone(),
+        stop.clone(),
+    );
     tasks.spawn(async { serving.await.map_err(Failure::Server) });
     let credentials = keeper.credentials.clone();
     tasks.spawn(until(stop.clone(), async {
@@ -240,6 +252,7 @@ async fn serve(
         store.clone(),
         self_id.clone(),
         own,
+        signer,
         stop.clone(),
     ));
     tracing::info!(
@@ -445,7 +458,7 @@ fn join(config: &Config, log: &LogConfig) -> Result<(Store, Node), Failure> {
 
 /// Which node of which swarm this is, and its certificate. A new manager's store is empty: there the
 /// certificate that its agent has left says it.
-fn identify(
+async fn identify(
     config: &Config,
     file: &CredentialsFile,
     store: &Store,
@@ -477,7 +490,10 @@ fn identify(
         (None, None) => return Err(Failure::Incomplete("this node")),
     };
     let now = clock::now();
-    let own = OwnCertificate::load_or_issue(file, &cluster, &self_id, now, &mut rand::rng())?;
+    // There may be no certificate to show an external authority.
+    let signer = Signer::new(None);
+    let own = OwnCertificate::load_or_request(file, &cluster, &self_id, now, &signer, Needed::Good);
+    let own = own.await?;
     Ok((self_id, cluster.id.clone(), own))
 }
 
@@ -488,6 +504,7 @@ async fn renew(
     store: Store,
     self_id: NodeId,
     mut own: Own,
+    signer: Signer,
     stop: CancellationToken,
 ) -> Result<(), Failure> {
     let mut changed = store.watch();
@@ -512,7 +529,11 @@ async fn renew(
             }
             continue;
         }
-        match renewed(&file, &store, &self_id) {
+        let renewed = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            renewed = renewed(&file, &store, &self_id, &signer) => renewed,
+        };
+        match renewed {
             Ok(new) => {
                 own.renewal = new.renewal;
                 own.tail_pem = new.tail_pem;
@@ -535,21 +556,18 @@ async fn renew(
     }
 }
 
-fn renewed(
+async fn renewed(
     file: &CredentialsFile,
     store: &Store,
     self_id: &NodeId,
+    signer: &Signer,
 ) -> Result<OwnCertificate, Failure> {
     let cluster = store
         .read(|state| state.cluster().cloned())
         .ok_or(Failure::Incomplete("a swarm"))?;
-    Ok(OwnCertificate::load_or_issue(
-        file,
-        &cluster,
-        self_id,
-        clock::now(),
-        &mut rand::rng(),
-    )?)
+    let now = clock::now();
+    let own = OwnCertificate::load_or_request(file, &cluster, self_id, now, signer, Needed::Fresh);
+    Ok(own.await?)
 }
 
 /// Lets SIGTERM and SIGINT end the process in order.

@@ -46,8 +46,8 @@ pub use port::{
 };
 pub use secret::Secret;
 pub use spec::{
-    ClusterSpec, ContainerSpec, EndpointSpec, NodeSpec, Placement, Resources, RestartCondition,
-    RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    ClusterSpec, ContainerSpec, EndpointSpec, ExternalCa, NodeSpec, Placement, Resources,
+    RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 pub use task::{DesiredState, TaskState, TaskStatus};
 pub use time::Timestamp;

@@ -213,8 +213,17 @@ pub struct NodeSpec {
     pub availability: Availability,
 }
 
+/// An authority outside of the swarm that signs nodes' certificates in its stead, by CFSSL's protocol.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalCa {
+    /// Where requests are sent: `https://HOST[:PORT]/PATH`.
+    pub url: String,
+    /// The root certificate whose key it signs with, PEM.
+    pub root_ca_pem: String,
+}
+
 /// Settings of the whole swarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSpec {
     /// Ended tasks kept per slot.
     pub task_history_limit: u64,
@@ -228,6 +237,8 @@ pub struct ClusterSpec {
     pub certificate_expiry: Duration,
     /// Whether a manager that is restarted waits for the unlock key.
     pub autolock: bool,
+    /// Who signs certificates in place of the swarm's managers, in the order in which they are asked.
+    pub external_cas: Vec<ExternalCa>,
 }
 
 impl Default for ClusterSpec {
@@ -241,6 +252,7 @@ impl Default for ClusterSpec {
             down_after: Duration::from_secs(10),
             certificate_expiry: Duration::from_secs(90 * 24 * 3600),
             autolock: false,
+            external_cas: Vec::new(),
         }
     }
 }

@@ -75,6 +75,25 @@ pub(crate) fn client_config(
     Ok(config)
 }
 
+/// TLS for HTTP/1.1 towards an authority outside of the swarm, which is shown the certificate of `own` where
+/// there is one; its own must come from a root in `root_pem` and be valid now.
+pub(super) fn external_config(
+    own: Option<&ClientConfig>,
+    root_pem: &str,
+) -> Result<ClientConfig, CredentialsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(CredentialsError::Certificate)?
+        .with_root_certificates(roots(root_pem)?);
+    let mut config = match own {
+        Some(own) => builder.with_client_cert_resolver(Arc::clone(&own.client_auth_cert_resolver)),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
 fn chain_and_key(
     chain_pem: &str,
     key_pem: &str,
@@ -86,7 +105,7 @@ fn chain_and_key(
     Ok((chain, key))
 }
 
-fn roots(root_pem: &str) -> Result<RootCertStore, CredentialsError> {
+pub(super) fn roots(root_pem: &str) -> Result<RootCertStore, CredentialsError> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
         roots

@@ -32,7 +32,8 @@ const END: &str = "-----END CERTIFICATE-----";
 pub(crate) enum RootRefused {
     /// One of the two alone.
     #[error(
-        "a new root needs both its certificate and its private key: give --ca-cert and --ca-key"
+        "a new root needs both its certificate and its private key, or an external CA that has the key: \
+         give --ca-cert with --ca-key or --external-ca"
     )]
     Half,
     /// Larger than [`PEM_MAX`].
@@ -89,6 +90,19 @@ pub(crate) enum RootRefused {
     /// Each is remembered.
     #[error("the new root was changed {GIVEN_UP_MAX} times in one rotation: let it end first")]
     Restless,
+    /// An external authority that signs with another root.
+    #[error(
+        "the external CA {0} is named with a root that is not this swarm's: `swarmctl swarm ca --rotate \
+         --ca-cert FILE --external-ca ...` changes the root to its"
+    )]
+    ExternalCaOfOther(String),
+    /// There is no key here that either could be signed with, or a request for it.
+    #[error(
+        "the keys of the root of now and of the new one are both outside of the swarm, which cannot have one \
+         signed by the other: rotate to a root of the swarm's own first (`swarmctl swarm ca --rotate`), and \
+         from there to the new one"
+    )]
+    ExternalToExternal,
     /// It cannot be put to use.
     #[error(transparent)]
     Issue(#[from] IssueError),
@@ -98,15 +112,18 @@ pub(crate) enum RootRefused {
 pub(crate) struct GivenRoot(RootCa);
 
 impl GivenRoot {
-    /// From what somebody brings, both PEM, at `now`; none where both are empty.
+    /// From what somebody brings, both PEM, at `now`; none where both are empty. `is_external`: an external
+    /// authority has the key, which need not be there then.
     pub(crate) fn read(
         certificate_pem: &str,
         key_pem: Secret,
+        is_external: bool,
         now: Timestamp,
     ) -> Result<Option<Self>, RootRefused> {
         match (certificate_pem.is_empty(), key_pem.is_empty()) {
-            (true, true) => return Ok(None),
+            (true, true) if !is_external => return Ok(None),
             (false, false) => {}
+            (false, true) if is_external => {}
             _ => return Err(RootRefused::Half),
         }
         if certificate_pem.len() > PEM_MAX || key_pem.len() > PEM_MAX {
@@ -136,9 +153,11 @@ impl GivenRoot {
         if now < validity.not_before || validity.left(now) < LIFE_MIN {
             return Err(RootRefused::Validity);
         }
-        let key = KeyPair::from_pem(&key_pem).map_err(RootRefused::Key)?;
-        if key.subject_public_key_info() != certificate.public_key().raw {
-            return Err(RootRefused::OtherKey);
+        if !key_pem.is_empty() {
+            let key = KeyPair::from_pem(&key_pem).map_err(RootRefused::Key)?;
+            if key.subject_public_key_info() != certificate.public_key().raw {
+                return Err(RootRefused::OtherKey);
+            }
         }
         Ok(Some(Self(RootCa {
             certificate_pem,
@@ -153,7 +172,7 @@ impl GivenRoot {
 }
 
 /// The one certificate in `text` as every manager keeps it: without what stands around it.
-fn only_block(text: &str) -> Option<String> {
+pub(super) fn only_block(text: &str) -> Option<String> {
     let begin = text.find(BEGIN)?;
     let block = &text[begin..];
     let end = block.find(END)? + END.len();

@@ -17,7 +17,7 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
 use super::subject::{SubjectError, parse, subject_key_id};
-use super::{Subject, rotation};
+use super::{ExternalFailure, Subject, rotation};
 
 /// Largest request that is looked at. A P-256 request with a few names is about 400 bytes.
 pub(crate) const MAX_CSR_BYTES: usize = 8 * 1024;
@@ -38,7 +38,7 @@ const SERIAL_BYTES: usize = 20;
 pub(crate) struct RootCa {
     /// The certificate.
     pub(crate) certificate_pem: String,
-    /// The key, PKCS#8.
+    /// The key, PKCS#8; empty where only an external authority has it.
     pub(crate) key_pem: Secret,
 }
 
@@ -84,6 +84,15 @@ pub(crate) enum IssueError {
     /// A moment that no certificate can name.
     #[error("the clock or the certificate life is out of range")]
     Time,
+    /// The root's key is nowhere that is known.
+    #[error(
+        "the swarm has no key of its root, and no external CA is named that has it: name one with \
+         `swarmctl swarm update --external-ca`"
+    )]
+    NoSigner,
+    /// No external authority has signed it.
+    #[error(transparent)]
+    External(#[from] ExternalFailure),
 }
 
 impl IssueError {
@@ -91,7 +100,12 @@ impl IssueError {
     pub(crate) fn is_callers_fault(&self) -> bool {
         match self {
             Self::TooLarge | Self::Malformed | Self::Signature | Self::Key | Self::RootName => true,
-            Self::Root(_) | Self::RootCertificate(_) | Self::Sign(_) | Self::Time => false,
+            Self::Root(_)
+            | Self::RootCertificate(_)
+            | Self::Sign(_)
+            | Self::Time
+            | Self::NoSigner
+            | Self::External(_) => false,
         }
     }
 }
@@ -109,9 +123,10 @@ pub(crate) fn new_root(now: Timestamp) -> Result<RootCa, IssueError> {
         },
     )?;
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, ROOT_NAME);
+    // As authorities that rewrite names write this one: then they can sign it, too (`external`).
+    let name = ROOT_NAME.try_into().map_err(IssueError::Root)?;
+    let name = DnValue::PrintableString(name);
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key).map_err(IssueError::Root)?;
@@ -152,7 +167,7 @@ impl Authority {
         term: Term,
         rng: &mut impl Rng,
     ) -> Result<String, IssueError> {
-        let key = request_key(csr)?;
+        let (key, _) = request_key(csr)?;
         let params = leaf(subject, term, rng)?;
         let certificate = params
             .signed_by(&key, &self.issuer)
@@ -201,7 +216,7 @@ pub(super) fn cross_sign(
 }
 
 /// `name`, to be written once more. Refused where it would come out otherwise.
-fn copied(name: &X509Name<'_>) -> Result<DistinguishedName, IssueError> {
+pub(super) fn copied(name: &X509Name<'_>) -> Result<DistinguishedName, IssueError> {
     let mut copy = DistinguishedName::new();
     for part in name.iter() {
         let mut attributes = part.iter();
@@ -226,8 +241,8 @@ fn copied(name: &X509Name<'_>) -> Result<DistinguishedName, IssueError> {
     Ok(copy)
 }
 
-/// The key of a request whose signature proves that the sender has its private half.
-fn request_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
+/// The key of a request whose signature proves that the sender has its private half; and the same in DER.
+pub(super) fn request_key(csr: &[u8]) -> Result<(SubjectPublicKeyInfo, Vec<u8>), IssueError> {
     if csr.len() > MAX_CSR_BYTES {
         return Err(IssueError::TooLarge);
     }
@@ -236,15 +251,26 @@ fn request_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
     if !rest.is_empty() {
         return Err(IssueError::Malformed);
     }
-    let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw)
-        .map_err(|_| IssueError::Key)?;
+    let der = request.certification_request_info.subject_pki.raw;
+    let key = SubjectPublicKeyInfo::from_der(der).map_err(|_| IssueError::Key)?;
     if key.algorithm() != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != P256_POINT_BYTES {
         return Err(IssueError::Key);
     }
     request
         .verify_signature()
         .map_err(|_| IssueError::Signature)?;
-    Ok(key)
+    Ok((key, der.to_vec()))
+}
+
+/// The host names in the certificate of `subject`.
+pub(super) fn names(subject: &Subject) -> Vec<String> {
+    let unit = subject.role.organizational_unit();
+    let mut names = vec![subject.node_id.to_string(), unit.to_owned()];
+    if subject.role == Role::Manager {
+        names.push(ROOT_NAME.to_owned());
+        names.push(format!("{unit}.{}", subject.cluster_id));
+    }
+    names
 }
 
 /// Everything in a node's certificate but its key.
@@ -265,12 +291,7 @@ fn leaf(
     ] {
         params.distinguished_name.push(kind, value);
     }
-    let mut names = vec![subject.node_id.to_string(), unit.to_owned()];
-    if subject.role == Role::Manager {
-        names.push(ROOT_NAME.to_owned());
-        names.push(format!("{unit}.{}", subject.cluster_id));
-    }
-    for name in names {
+    for name in names(subject) {
         let name = name.try_into().map_err(IssueError::Sign)?;
         params.subject_alt_names.push(SanType::DnsName(name));
     }

@@ -9,22 +9,28 @@
 //! * While the root is changed ([`rotation`]) every chain can be traced back to the root before, and every
 //!   node trusts that one: at each step any two nodes verify each other.
 //!
-//! Deliberately absent: external authorities, revocation lists (a node that is removed is refused because
+//! * Where an external authority is named for the root ([`external`]), it signs, and what it answers is
+//!   checked before anybody gets it.
+//!
+//! Deliberately absent: revocation lists (a node that is removed is refused because
 //! the store no longer has it).
 
 mod admit;
 mod creds;
+pub(crate) mod external;
 mod given;
 mod issue;
 mod own;
 pub(crate) mod rotation;
+mod signer;
 mod subject;
 
 pub(crate) use admit::{Refused, admit};
 pub(crate) use creds::{client_config, server_config};
 pub(crate) use given::{GivenRoot, RootRefused};
 pub(crate) use issue::{Authority, IssueError, RootCa, Term, new_root};
-pub(crate) use own::{CredentialsFile, OwnCertificate, OwnCertificateError};
+pub(crate) use own::{CredentialsFile, Needed, OwnCertificate, OwnCertificateError};
+pub(crate) use signer::{ExternalFailure, Signer};
+pub(crate) use subject::{Subject, validity};
 #[cfg(test)]
 pub(crate) use subject::issuer_of;
-pub(crate) use subject::{Subject, validity};

@@ -21,7 +21,7 @@ use crate::seal::Seal;
 use super::creds::CredentialsError;
 use super::rotation::{chain_tail, trusted_roots};
 use super::subject::{SubjectError, issuer_of, validity};
-use super::{Authority, IssueError, Subject, Term, client_config, server_config};
+use super::{Authority, IssueError, Signer, Subject, Term, client_config, external, server_config};
 
 /// Largest credentials file that is read; ours are about 2 KB.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -126,6 +126,101 @@ impl CredentialsFile {
     }
 }
 
+/// How new a certificate has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needed {
+    /// One that others take now.
+    Good,
+    /// One of the newest root that is not due to be replaced.
+    Fresh,
+}
+
+/// The certificate that a manager is to have.
+struct Wanted {
+    subject: Subject,
+    term: Term,
+    /// Roots that others are verified with; what its chain ends in. PEM.
+    roots: (String, String),
+}
+
+impl Wanted {
+    fn new(cluster: &Cluster, node_id: &NodeId, now: Timestamp) -> Self {
+        Self {
+            subject: Subject {
+                node_id: node_id.clone(),
+                role: Role::Manager,
+                cluster_id: cluster.id.clone(),
+            },
+            term: Term {
+                now,
+                life: cluster.spec.certificate_expiry,
+            },
+            roots: (trusted_roots(cluster), chain_tail(cluster)),
+        }
+    }
+
+    /// What is in `file`, if it need not be replaced.
+    fn kept(&self, file: &CredentialsFile, rng: &mut impl Rng) -> Option<OwnCertificate> {
+        let (pem, _) = file.read()?;
+        let kept = OwnCertificate::from_pem(&pem, &self.roots, &self.subject, rng).ok()?;
+        (self.term.now < kept.renewal.due()).then_some(kept)
+    }
+
+    /// What is in `file`, if those who trust the roots of `cluster` take it.
+    fn good(
+        &self,
+        file: &CredentialsFile,
+        cluster: &Cluster,
+        rng: &mut impl Rng,
+    ) -> Option<OwnCertificate> {
+        let (pem, _) = file.read()?;
+        let roots = (self.roots.0.clone(), tail_in(&pem)?.to_owned());
+        let kept = OwnCertificate::from_pem(&pem, &roots, &self.subject, rng).ok()?;
+        let mut chain = CertificateDer::pem_slice_iter(pem.as_bytes());
+        let leaf = chain.next()?.ok()?;
+        let between: Vec<_> = chain.collect::<Result<_, _>>().ok()?;
+        let trusted = trusted_roots(cluster);
+        external::verify(&leaf, &between, &trusted, self.term.now).ok()?;
+        Some(kept)
+    }
+
+    /// Takes the certificate that `chain` begins with, of the key `key`, and keeps it in `file`.
+    fn take(
+        &self,
+        file: &CredentialsFile,
+        key: &KeyPair,
+        chain: &str,
+        rng: &mut impl Rng,
+    ) -> Result<OwnCertificate, OwnCertificateError> {
+        let pem = Zeroizing::new(key.serialize_pem() + chain);
+        let own = OwnCertificate::from_pem(&pem, &self.roots, &self.subject, rng)?;
+        let sealed = file.sealed();
+        let written = file.write(&pem, *sealed);
+        written.map_err(|source| OwnCertificateError::Write {
+            path: file.path.clone(),
+            source,
+        })?;
+        Ok(own)
+    }
+}
+
+/// A new key, and a request for a certificate of it, DER.
+fn request() -> Result<(KeyPair, Vec<u8>), OwnCertificateError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(OwnCertificateError::Key)?;
+    let request = CertificateParams::default()
+        .serialize_request(&key)
+        .map_err(OwnCertificateError::Key)?;
+    Ok((key, request.der().to_vec()))
+}
+
+/// All that follows the certificate itself in the key and chain `pem`: its root; with the new root too while
+/// that is being changed, which is the key in the certificate between the two.
+fn tail_in(pem: &str) -> Option<&str> {
+    let mut begins = pem.match_indices("-----BEGIN CERTIFICATE-----");
+    let (tail, _) = begins.nth(1)?;
+    Some(&pem[tail..])
+}
+
 /// A certificate in use.
 pub(crate) struct OwnCertificate {
     /// What the listener serves.
@@ -151,38 +246,40 @@ impl OwnCertificate {
         now: Timestamp,
         rng: &mut impl Rng,
     ) -> Result<Self, OwnCertificateError> {
-        let subject = Subject {
-            node_id: node_id.clone(),
-            role: Role::Manager,
-            cluster_id: cluster.id.clone(),
-        };
-        let roots = (trusted_roots(cluster), chain_tail(cluster));
-        if let Some(kept) = file
-            .read()
-            .and_then(|(pem, _)| Self::from_pem(&pem, &roots, &subject, rng).ok())
-            && now < kept.renewal.due()
-        {
+        let wanted = Wanted::new(cluster, node_id, now);
+        if let Some(kept) = wanted.kept(file, rng) {
             return Ok(kept);
         }
-        let key =
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(OwnCertificateError::Key)?;
-        let request = CertificateParams::default()
-            .serialize_request(&key)
-            .map_err(OwnCertificateError::Key)?;
-        let term = Term {
-            now,
-            life: cluster.spec.certificate_expiry,
-        };
-        let chain = Authority::new(cluster)?.issue(request.der(), &subject, term, rng)?;
-        let pem = Zeroizing::new(key.serialize_pem() + &chain);
-        let own = Self::from_pem(&pem, &roots, &subject, rng)?;
-        let sealed = file.sealed();
-        let written = file.write(&pem, *sealed);
-        written.map_err(|source| OwnCertificateError::Write {
-            path: file.path.clone(),
-            source,
-        })?;
-        Ok(own)
+        let (key, csr) = request()?;
+        let authority = Authority::new(cluster)?;
+        let chain = authority.issue(&csr, &wanted.subject, wanted.term, rng)?;
+        wanted.take(file, &key, &chain, rng)
+    }
+
+    /// As [`Self::load_or_issue`], by `signer`. Where an external authority is to sign, it is asked for no
+    /// other certificate as long as the one in `file` is good, if that is all that is `needed`: a manager
+    /// must come up without it.
+    pub(crate) async fn load_or_request(
+        file: &CredentialsFile,
+        cluster: &Cluster,
+        node_id: &NodeId,
+        now: Timestamp,
+        signer: &Signer,
+        needed: Needed,
+    ) -> Result<Self, OwnCertificateError> {
+        if let Ok(None) = external::asked(cluster) {
+            return Self::load_or_issue(file, cluster, node_id, now, &mut rand::rng());
+        }
+        let wanted = Wanted::new(cluster, node_id, now);
+        let kept = wanted.kept(file, &mut rand::rng());
+        let good = || wanted.good(file, cluster, &mut rand::rng());
+        if let Some(kept) = kept.or_else(|| (needed == Needed::Good).then(good).flatten()) {
+            return Ok(kept);
+        }
+        let (key, csr) = request()?;
+        let issued = signer.issue(cluster, &csr, &wanted.subject, wanted.term);
+        let chain = issued.await?.chain_pem;
+        wanted.take(file, &key, &chain, &mut rand::rng())
     }
 
     /// The certificate of manager `node_id` that its agent has left in `file`, for a manager
@@ -194,16 +291,13 @@ impl OwnCertificate {
     ) -> Result<(Self, ClusterId), OwnCertificateError> {
         let absent = || OwnCertificateError::Absent(file.path.clone());
         let (pem, _) = file.read().ok_or_else(absent)?;
-        // All that follows the certificate itself: its root; with the new root too while that is being
-        // changed, which is the key in the certificate between the two.
-        let mut begins = pem.match_indices("-----BEGIN CERTIFICATE-----");
-        let (tail, _) = begins.nth(1).ok_or_else(absent)?;
+        let tail = tail_in(&pem).ok_or_else(absent)?;
         let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(CredentialsError::Pem)?;
         let subject = Subject::from_der(&leaf)?;
         if subject.node_id != *node_id || subject.role != Role::Manager {
             return Err(absent());
         }
-        let roots = (pem[tail..].to_owned(), pem[tail..].to_owned());
+        let roots = (tail.to_owned(), tail.to_owned());
         let own = Self::from_pem(&pem, &roots, &subject, rng)?;
         Ok((own, subject.cluster_id))
     }

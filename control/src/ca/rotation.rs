@@ -1,4 +1,6 @@
-//! The change of a swarm's root. Pure, but for the new root's being signed by the one before.
+//! The change of a swarm's root. Pure, but for the new root's being signed by the one before; where an
+//! external authority has that one's key, it has signed already. Either key may be outside of the swarm, not
+//! both: it could not even ask for the signature.
 //!
 //! | state | trusted | certificates are signed by | and shown with | left when |
 //! |---|---|---|---|---|
@@ -20,13 +22,13 @@ use rand::Rng;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use swarm_model::{
-    Cluster, JOIN_SECRET_LEN, Node, NodeState, RootRotation, Timestamp, random_base36,
+    Cluster, ExternalCa, JOIN_SECRET_LEN, Node, NodeState, RootRotation, Timestamp, random_base36,
 };
 
 use super::given::GIVEN_UP_MAX;
 use super::issue::cross_sign;
 use super::subject::{key_id, parse};
-use super::{RootCa, RootRefused};
+use super::{RootCa, RootRefused, external};
 use crate::orchestrate::Batch;
 use crate::store::State;
 
@@ -65,14 +67,48 @@ pub(crate) fn issuer(cluster: &Cluster) -> String {
     id.unwrap_or_default()
 }
 
-/// The swarm as it is once its root is to become `root`: from rest, or in place of another new root.
+/// What the root is to become.
+pub(crate) struct NewRoot {
+    /// The root.
+    pub(crate) root: RootCa,
+    /// Who signs with it outside of the swarm.
+    pub(crate) external_cas: Vec<ExternalCa>,
+    /// Its name and key, signed by the external authority of the root of now, PEM; absent where the swarm
+    /// has that one's key.
+    pub(crate) cross_signed_pem: Option<String>,
+}
+
+impl From<RootCa> for NewRoot {
+    fn from(root: RootCa) -> Self {
+        Self {
+            root,
+            external_cas: Vec::new(),
+            cross_signed_pem: None,
+        }
+    }
+}
+
+/// Whether the root of now has to be asked for outside of the swarm to sign `root`.
+pub(crate) fn is_signed_outside(cluster: &Cluster, root: &RootCa) -> Result<bool, RootRefused> {
+    match (cluster.root_key_pem.is_empty(), root.key_pem.is_empty()) {
+        (true, true) => Err(RootRefused::ExternalToExternal),
+        (is_outside, _) => Ok(is_outside),
+    }
+}
+
+/// The swarm as it is once its root is to become `new`: from rest, or in place of another new root.
 /// `rng` draws the join tokens of afterwards, and a serial number.
 pub(crate) fn begin(
     cluster: &Cluster,
-    root: RootCa,
+    new: impl Into<NewRoot>,
     now: Timestamp,
     rng: &mut impl Rng,
 ) -> Result<Cluster, RootRefused> {
+    let NewRoot {
+        root,
+        external_cas,
+        cross_signed_pem,
+    } = new.into();
     let der = CertificateDer::from_pem_slice(root.certificate_pem.as_bytes());
     let der = der.map_err(RootRefused::Pem)?;
     let certificate = parse(&der)?;
@@ -101,10 +137,24 @@ pub(crate) fn begin(
     if given_up.len() > GIVEN_UP_MAX {
         return Err(RootRefused::Restless);
     }
-    let cross_signed_pem = cross_sign(cluster, &certificate, now, rng)?;
+    let external_cas = external::named(
+        external_cas,
+        &root.certificate_pem,
+        &[&root.certificate_pem],
+    )?;
+    if root.key_pem.is_empty() && external_cas.is_empty() {
+        return Err(RootRefused::Half);
+    }
+    let cross_signed_pem = match cross_signed_pem {
+        Some(pem) => pem,
+        None => cross_sign(cluster, &certificate, now, rng)?,
+    };
     let mut secret = || random_base36(rng, JOIN_SECRET_LEN).into();
     let mut next = cluster.clone();
     next.meta.updated_at = now;
+    // Another new root would be signed by the root of now as well.
+    next.spec.external_cas = external::of_root(cluster, &cluster.root_ca_pem);
+    next.spec.external_cas.extend(external_cas);
     next.rotation = Some(RootRotation {
         root_ca_pem: root.certificate_pem,
         root_key_pem: root.key_pem,
@@ -132,6 +182,7 @@ fn finish(cluster: &Cluster, rotation: &RootRotation) -> Cluster {
     next.worker_secret = worker_secret;
     next.manager_secret = manager_secret;
     next.rotation = None;
+    next.spec.external_cas = external::of_root(&next, &next.root_ca_pem);
     next
 }
 

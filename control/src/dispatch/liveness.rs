@@ -58,10 +58,10 @@ impl Liveness {
         self.checked = now;
         self.heard.retain(|node, _| state.node(node).is_some());
         let default = ClusterSpec::default();
-        let spec = state.cluster().map_or(default, |cluster| cluster.spec);
+        let spec = state.cluster().map_or(&default, |cluster| &cluster.spec);
         state
             .nodes()
-            .filter_map(|node| self.verdict(node, &spec, now))
+            .filter_map(|node| self.verdict(node, spec, now))
             .collect()
     }
 

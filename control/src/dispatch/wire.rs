@@ -1,7 +1,7 @@
 //! Assignments as they travel.
 
 use swarm_api::v1;
-use swarm_model::{Node, SessionId};
+use swarm_model::{ClusterSpec, Node, SessionId};
 
 use super::assignment::{AssignmentKey, EndpointState, Item};
 use super::overlay::{NetworkEndpoint, NetworkService};
@@ -157,10 +157,8 @@ pub(crate) fn welcome(
     node: &Node,
     own: &swarm_model::NodeId,
 ) -> v1::ManagerMessage {
-    let spec = state
-        .cluster()
-        .map(|cluster| cluster.spec)
-        .unwrap_or_default();
+    let default = ClusterSpec::default();
+    let spec = state.cluster().map_or(&default, |cluster| &cluster.spec);
     let period = spec.heartbeat_period.as_millis();
     let welcome = v1::Welcome {
         session_id: session.to_string(),

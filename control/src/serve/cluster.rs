@@ -7,6 +7,7 @@ use swarm_model::{
 };
 
 use super::refusal::Refusal;
+use crate::ca::{external, rotation};
 use crate::store::State;
 
 /// What anybody who may ask is told of the swarm, by the manager on `node_id`: no secrets.
@@ -25,7 +26,7 @@ pub(super) fn shown(cluster: &Cluster, node_id: &NodeId) -> v1::GetClusterRespon
 pub(super) fn update(
     state: &State,
     version: u64,
-    spec: ClusterSpec,
+    mut spec: ClusterSpec,
     now: Timestamp,
     rng: &mut impl Rng,
 ) -> Result<Option<Cluster>, Refusal> {
@@ -33,6 +34,9 @@ pub(super) fn update(
     if cluster.meta.version != version {
         return Err(Refusal::OutOfSequence("swarm"));
     }
+    let target = rotation::target(cluster);
+    let roots = [target, &cluster.root_ca_pem];
+    spec.external_cas = external::named(spec.external_cas, target, &roots)?;
     validate_cluster(&spec)?;
     if cluster.spec == spec {
         return Ok(None);
@@ -44,6 +48,9 @@ pub(super) fn update(
     }
     cluster.spec = spec;
     cluster.meta.updated_at = now;
+    if !external::is_signed_for(&cluster) {
+        return Err(Refusal::LastExternalCa);
+    }
     Ok(Some(cluster))
 }
 

@@ -21,7 +21,8 @@ use super::managers::{self, RoleOutcome};
 use super::refusal::{Refusal, outcome};
 use super::watch::{Watched, Watches};
 use super::{Identity, Peer, drain, lookup, networks, nodes, roots, services};
-use crate::ca::{GivenRoot, new_root};
+use crate::ca::rotation::{self, NewRoot};
+use crate::ca::{GivenRoot, Signer, new_root};
 use crate::clock;
 use crate::store::{State, Store};
 
@@ -31,6 +32,7 @@ pub(super) struct ControlService {
     pub(super) store: Store,
     pub(super) self_id: NodeId,
     pub(super) forwarder: Forwarder,
+    pub(super) signer: Signer,
     pub(super) watches: Watches,
 }
 
@@ -60,12 +62,13 @@ impl Control for ControlService {
         let updated = self
             .store
             .update(|state| {
-                let cluster =
-                    super::cluster::update(state, version, spec, clock::now(), &mut rand::rng())?;
-                Ok((cluster.into_iter().map(Into::into).collect(), ()))
+                let now = clock::now();
+                let cluster = super::cluster::update(state, version, spec, now, &mut rand::rng())?;
+                let spec = cluster.as_ref().map(|it| it.spec.clone());
+                Ok((cluster.into_iter().map(Into::into).collect(), spec))
             })
             .await;
-        outcome(updated)?;
+        let spec = outcome(updated)?;
         tracing::info!(?spec, "changed the swarm's settings");
         Ok(Response::new(v1::UpdateClusterResponse {}))
     }
@@ -135,19 +138,35 @@ impl Control for ControlService {
             root_ca_pem,
             root_key_pem,
             certificate_expiry_ms,
+            external_cas,
         } = request.into_inner();
         let now = clock::now();
-        let given = GivenRoot::read(&root_ca_pem, root_key_pem.into(), now);
+        let is_external = !external_cas.is_empty();
+        let given = GivenRoot::read(&root_ca_pem, root_key_pem.into(), is_external, now);
         let root = match given.map_err(Refusal::from)? {
             Some(given) => given.into_inner(),
             None => new_root(now).map_err(Refusal::from)?,
         };
         let root_ca_pem = root.certificate_pem.clone();
         let expiry = certificate_expiry_ms.map(Duration::from_millis);
+        let before = self.store.read(cluster)?;
+        let is_outside = rotation::is_signed_outside(&before, &root).map_err(Refusal::from)?;
+        let cross_signed_pem = if is_outside {
+            let signed = self.signer.cross_sign(&before, &root).await;
+            Some(signed.map_err(Refusal::from)?)
+        } else {
+            None
+        };
+        let root = NewRoot {
+            root,
+            external_cas: external_cas.into_iter().map(Into::into).collect(),
+            cross_signed_pem,
+        };
         let begun = self
             .store
             .update(|state| {
-                let cluster = roots::rotate(state, root, expiry, now, &mut rand::rng())?;
+                let rng = &mut rand::rng();
+                let cluster = roots::rotate(state, &before, root, expiry, now, rng)?;
                 Ok((vec![cluster.into()], ()))
             })
             .await;
@@ -160,7 +179,9 @@ impl Control for ControlService {
         &self,
         _: Request<v1::GetRootRotationRequest>,
     ) -> Answer<v1::GetRootRotationResponse> {
-        Ok(Response::new(self.store.read(roots::progress)?))
+        let problem = self.signer.trouble();
+        let progress = self.store.read(|state| roots::progress(state, problem))?;
+        Ok(Response::new(progress))
     }
 
     async fn list_nodes(

@@ -6,7 +6,7 @@ use swarm_model::{NodeId, Role};
 use tonic::{Request, Response, Status};
 
 use super::refusal::Refusal;
-use crate::ca::{Authority, Subject, Term, rotation};
+use crate::ca::{Signer, Subject, Term, rotation};
 use crate::clock;
 use crate::store::Store;
 
@@ -15,6 +15,7 @@ use crate::store::Store;
 pub(super) struct LocalControlService {
     pub(super) store: Store,
     pub(super) self_id: NodeId,
+    pub(super) signer: Signer,
 }
 
 #[tonic::async_trait]
@@ -23,7 +24,15 @@ impl LocalControl for LocalControlService {
         &self,
         _: Request<v1::GetManagerStateRequest>,
     ) -> Result<Response<v1::GetManagerStateResponse>, Status> {
-        Ok(Response::new(v1::GetManagerStateResponse { locked: false }))
+        let external_cas = self.store.read(|state| {
+            let cas = state.cluster().map(|it| it.spec.external_cas.iter());
+            cas.into_iter().flatten().map(|ca| ca.url.clone()).collect()
+        });
+        Ok(Response::new(v1::GetManagerStateResponse {
+            locked: false,
+            external_cas,
+            external_ca_problem: self.signer.trouble(),
+        }))
     }
 
     async fn unlock(
@@ -63,14 +72,12 @@ impl LocalControl for LocalControlService {
             now: clock::now(),
             life: cluster.spec.certificate_expiry,
         };
-        let chain = Authority::new(&cluster)
-            .and_then(|authority| {
-                authority.issue(&request.into_inner().csr, &subject, term, &mut rand::rng())
-            })
-            .map_err(Refusal::from)?;
+        let csr = request.into_inner().csr;
+        let issued = self.signer.issue(&cluster, &csr, &subject, term).await;
+        let issued = issued.map_err(Refusal::from)?;
         Ok(Response::new(v1::IssueManagerCertificateResponse {
             cluster_id: cluster.id.to_string(),
-            certificate_chain_pem: chain,
+            certificate_chain_pem: issued.chain_pem,
             root_ca_pem: rotation::trusted_roots(&cluster),
         }))
     }

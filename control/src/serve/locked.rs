@@ -86,7 +86,10 @@ impl LocalControl for Locked {
         &self,
         _: Request<v1::GetManagerStateRequest>,
     ) -> Result<Response<v1::GetManagerStateResponse>, Status> {
-        Ok(Response::new(v1::GetManagerStateResponse { locked: true }))
+        Ok(Response::new(v1::GetManagerStateResponse {
+            locked: true,
+            ..v1::GetManagerStateResponse::default()
+        }))
     }
 
     async fn unlock(

@@ -1,18 +1,18 @@
 //! How hosts become nodes, and how nodes get their next certificate.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use swarm_api::v1;
 use swarm_api::v1::node_ca_server::NodeCa;
-use swarm_model::{Node, NodeId, Role, Timestamp};
+use swarm_model::{Cluster, Node, NodeId, Role, Timestamp};
 use tonic::{Request, Response, Status};
 
 use super::connection::Caller;
 use super::rate::TokenBucket;
 use super::refusal::{Refusal, outcome};
 use super::{Identity, Peer, nodes};
-use crate::ca::{Authority, Subject, Term, admit, rotation};
+use crate::ca::{Signer, Subject, Term, admit, rotation};
 use crate::clock;
 use crate::store::Store;
 
@@ -26,23 +26,25 @@ const JOINS_INTERVAL_MS: u64 = 100;
 #[derive(Debug)]
 pub(super) struct NodeCaService {
     store: Store,
+    signer: Signer,
     rate: Mutex<TokenBucket>,
 }
 
 impl NodeCaService {
-    pub(super) fn new(store: Store) -> Self {
+    pub(super) fn new(store: Store, signer: Signer) -> Self {
         Self {
             store,
+            signer,
             rate: Mutex::new(TokenBucket::new(JOINS_BURST, JOINS_INTERVAL_MS)),
         }
     }
 
-    /// A certificate for a new node, and what it is to trust. Says nothing to the store yet.
-    fn issue(
+    /// A certificate for a new node, and the swarm as it was then. Says nothing to the store yet.
+    async fn issue(
         &self,
         request: &v1::IssueNodeCertificateRequest,
         now: Timestamp,
-    ) -> Result<(Subject, String, String), Refusal> {
+    ) -> Result<(Subject, String, Arc<Cluster>), Refusal> {
         let free = self
             .rate
             .lock()
@@ -56,9 +58,8 @@ impl NodeCaService {
             .read(|state| state.cluster().cloned())
             .ok_or(Refusal::NotReady)?;
         let role = admit(&cluster, &request.token)?;
-        let mut rng = rand::rng();
         let subject = Subject {
-            node_id: NodeId::random(&mut rng),
+            node_id: NodeId::random(&mut rand::rng()),
             role,
             cluster_id: cluster.id.clone(),
         };
@@ -66,13 +67,14 @@ impl NodeCaService {
             now,
             life: cluster.spec.certificate_expiry,
         };
-        let chain = Authority::new(&cluster)?.issue(&request.csr, &subject, term, &mut rng)?;
-        Ok((subject, chain, rotation::trusted_roots(&cluster)))
+        let issued = self.signer.issue(&cluster, &request.csr, &subject, term);
+        let chain = issued.await?.chain_pem;
+        Ok((subject, chain, cluster))
     }
 
     /// A certificate for `caller` in place of the one that it has, and how long it is good. The
     /// store says the role ([`agent_role`]).
-    fn renew(
+    async fn renew(
         &self,
         caller: &Caller,
         csr: &[u8],
@@ -96,13 +98,13 @@ impl NodeCaService {
         };
         let life = cluster.spec.certificate_expiry;
         let term = Term { now, life };
-        let chain = Authority::new(&cluster)?.issue(csr, &subject, term, &mut rand::rng())?;
+        let issued = self.signer.issue(&cluster, csr, &subject, term).await?;
         let answer = v1::RenewNodeCertificateResponse {
             role: v1::Role::from(role).into(),
-            certificate_chain_pem: chain,
+            certificate_chain_pem: issued.chain_pem,
             root_ca_pem: rotation::trusted_roots(&cluster),
         };
-        Ok((answer, life))
+        Ok((answer, issued.life))
     }
 }
 
@@ -142,7 +144,8 @@ impl NodeCa for NodeCaService {
             .get()
             .and_then(|peer: &Peer| peer.address);
         let request = request.into_inner();
-        let (subject, chain, roots) = self.issue(&request, now).inspect_err(|refusal| {
+        let issued = self.issue(&request, now).await;
+        let (subject, chain, before) = issued.inspect_err(|refusal| {
             // What is beyond the rate is beyond the log's, too.
             if !matches!(refusal, Refusal::TooManyJoins) {
                 tracing::info!(?from, %refusal, "refused a host that wanted to join");
@@ -151,8 +154,12 @@ impl NodeCa for NodeCaService {
         let added = self
             .store
             .update(|state| {
-                // The token may have been rotated since.
-                admit(state.cluster().ok_or(Refusal::NotReady)?, &request.token)?;
+                // Both may have changed since.
+                let cluster = state.cluster().ok_or(Refusal::NotReady)?;
+                admit(cluster, &request.token)?;
+                if rotation::target(cluster) != rotation::target(&before) {
+                    return Err(Refusal::OutOfSequence("swarm's root"));
+                }
                 let node = nodes::admit(state, subject.node_id.clone(), subject.role, now)?;
                 Ok((vec![node.into()], ()))
             })
@@ -164,7 +171,7 @@ impl NodeCa for NodeCaService {
             cluster_id: subject.cluster_id.to_string(),
             role: v1::Role::from(subject.role).into(),
             certificate_chain_pem: chain,
-            root_ca_pem: roots,
+            root_ca_pem: rotation::trusted_roots(&before),
         }))
     }
 
@@ -176,6 +183,7 @@ impl NodeCa for NodeCaService {
         let caller = caller.ok_or(Refusal::NotNode)?;
         let (answer, life) = self
             .renew(&caller, &request.into_inner().csr, clock::now())
+            .await
             .inspect_err(|refusal| {
                 tracing::info!(identity = ?caller.peer.identity, %refusal, "refused a renewal");
             })?;

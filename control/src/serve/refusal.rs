@@ -282,6 +282,13 @@ pub(crate) enum Refusal {
     /// No certificate.
     #[error(transparent)]
     Issue(#[from] IssueError),
+    /// Nobody could sign certificates.
+    #[error(
+        "the swarm has no key of its root: without an external CA for that root no certificate could be \
+         signed; name another in its place, or change the root to one of the swarm's own first, with \
+         `swarmctl swarm ca --rotate`"
+    )]
+    LastExternalCa,
     /// A root that cannot be the swarm's.
     #[error(transparent)]
     Root(#[from] RootRefused),
@@ -375,6 +382,7 @@ impl Refusal {
             | Self::Locked
             | Self::NotLocked
             | Self::NoUnlockKey
+            | Self::LastExternalCa
             | Self::NotDialable(_) => Code::FailedPrecondition,
             Self::Token(Refused::OtherSwarm | Refused::Secret) => Code::PermissionDenied,
             Self::NotNode => Code::PermissionDenied,
@@ -384,6 +392,11 @@ impl Refusal {
             | Self::TooManyWatches
             | Self::TooManyNodes(_)
             | Self::Network(NoNetwork::NoSubnet | NoNetwork::NoVni) => Code::ResourceExhausted,
+            Self::Issue(IssueError::External(_))
+            | Self::Root(RootRefused::Issue(IssueError::External(_))) => Code::Unavailable,
+            Self::Issue(IssueError::NoSigner)
+            | Self::Root(RootRefused::Issue(IssueError::NoSigner))
+            | Self::Root(RootRefused::ExternalToExternal) => Code::FailedPrecondition,
             Self::Issue(error) | Self::Root(RootRefused::Issue(error))
                 if error.is_callers_fault() =>
             {

@@ -8,30 +8,36 @@ use swarm_model::{Cluster, Node, Timestamp, validate_cluster};
 
 use super::lookup::display_name;
 use super::refusal::Refusal;
-use crate::ca::RootCa;
-use crate::ca::rotation::{self, Lack};
+use crate::ca::rotation::{self, Lack, NewRoot};
 use crate::store::State;
 
-/// The swarm once its root is to become `root`, and nodes' certificates live for `expiry`, if that is to
-/// be another. `rng` draws new join tokens.
+/// The swarm `before` once its root is to become `root`, and nodes' certificates live for `expiry`, if that
+/// is to be another. `rng` draws new join tokens.
 pub(super) fn rotate(
     state: &State,
-    root: RootCa,
+    before: &Cluster,
+    root: NewRoot,
     expiry: Option<Duration>,
     now: Timestamp,
     rng: &mut impl Rng,
 ) -> Result<Cluster, Refusal> {
     let cluster = state.cluster().ok_or(Refusal::NotReady)?;
+    if root.cross_signed_pem.is_some() && cluster.root_ca_pem != before.root_ca_pem {
+        return Err(Refusal::OutOfSequence("swarm's root"));
+    }
     let mut cluster = rotation::begin(cluster, root, now, rng)?;
     if let Some(expiry) = expiry {
         cluster.spec.certificate_expiry = expiry;
-        validate_cluster(&cluster.spec)?;
     }
+    validate_cluster(&cluster.spec)?;
     Ok(cluster)
 }
 
-/// How far it is.
-pub(super) fn progress(state: &State) -> Result<v1::GetRootRotationResponse, Refusal> {
+/// How far it is; `problem` is what external authorities said last, where it was no certificate.
+pub(super) fn progress(
+    state: &State,
+    problem: String,
+) -> Result<v1::GetRootRotationResponse, Refusal> {
     let cluster = state.cluster().ok_or(Refusal::NotReady)?;
     let missing = rotation::missing(state);
     let missing = missing.iter().map(|(node, lack)| v1::NodeToRotate {
@@ -44,6 +50,7 @@ pub(super) fn progress(state: &State) -> Result<v1::GetRootRotationResponse, Ref
         under_way: cluster.rotation.is_some(),
         nodes: u32::try_from(state.nodes().count()).unwrap_or(u32::MAX),
         missing: missing.collect(),
+        problem,
     })
 }
 

@@ -29,6 +29,7 @@ use super::local_control::LocalControlService;
 use super::node_ca::NodeCaService;
 use super::watch::Watches;
 use super::{Dialer, listen, socket};
+use crate::ca::Signer;
 use crate::store::Store;
 
 /// Largest message read from a node or a person: a service spec at its bounds, or the statuses of
@@ -71,6 +72,8 @@ pub(crate) struct Network<D, R> {
     pub(crate) raft: R,
     /// Connects to other managers.
     pub(crate) dialer: Dialer,
+    /// Who signs certificates.
+    pub(crate) signer: Signer,
 }
 
 /// Serves nodes and remote managers until `stop`; then open calls get a moment to end.
@@ -87,6 +90,7 @@ pub(crate) async fn serve_network<D: Dispatcher, R: Raft>(
         dispatcher,
         raft,
         dialer,
+        signer,
     } = network;
     let forwarder = Forwarder::new(store.clone(), self_id.clone(), dialer.clone());
     let control = ControlService {
@@ -94,6 +98,7 @@ pub(crate) async fn serve_network<D: Dispatcher, R: Raft>(
         store: store.clone(),
         self_id,
         forwarder: forwarder.clone(),
+        signer: signer.clone(),
     };
     let managers = ManagersService {
         store: store.clone(),
@@ -105,7 +110,7 @@ pub(crate) async fn serve_network<D: Dispatcher, R: Raft>(
             ManagersServer::new(managers).max_decoding_message_size(MAX_JOIN_MESSAGE_BYTES),
         )
         .add_service(
-            NodeCaServer::new(NodeCaService::new(store.clone()))
+            NodeCaServer::new(NodeCaService::new(store.clone(), signer))
                 .max_decoding_message_size(MAX_JOIN_MESSAGE_BYTES),
         )
         .add_service(DispatcherServer::new(dispatcher).max_decoding_message_size(MAX_MESSAGE_BYTES))
@@ -121,6 +126,7 @@ pub(crate) async fn serve_local(
     self_id: NodeId,
     store: Store,
     dialer: Dialer,
+    signer: Signer,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let forwarder = Forwarder::new(store.clone(), self_id.clone(), dialer);
@@ -129,10 +135,12 @@ pub(crate) async fn serve_local(
         store: store.clone(),
         self_id: self_id.clone(),
         forwarder: forwarder.clone(),
+        signer: signer.clone(),
     };
     let local = LocalControlService {
         store: store.clone(),
         self_id,
+        signer,
     };
     let router = builder(&store, forwarder)
         .add_service(ControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))

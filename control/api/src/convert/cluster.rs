@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use swarm_model::{
-    Cluster, ClusterSpec, ManagerLock, Meta, NetworkCursor, RootRotation, Timestamp, UnlockKey, Vni,
+    Cluster, ClusterSpec, ExternalCa, ManagerLock, Meta, NetworkCursor, RootRotation, Timestamp,
+    UnlockKey, Vni,
 };
 
 use super::ConvertError;
@@ -181,6 +182,7 @@ impl TryFrom<v1::ClusterSpec> for ClusterSpec {
             down_after_ms,
             certificate_expiry_ms,
             autolock,
+            external_cas,
         } = message;
         Ok(Self {
             task_history_limit,
@@ -189,6 +191,7 @@ impl TryFrom<v1::ClusterSpec> for ClusterSpec {
             down_after: Duration::from_millis(down_after_ms),
             certificate_expiry: Duration::from_millis(certificate_expiry_ms),
             autolock,
+            external_cas: external_cas.into_iter().map(ExternalCa::from).collect(),
         })
     }
 }
@@ -202,14 +205,30 @@ impl From<&ClusterSpec> for v1::ClusterSpec {
             down_after,
             certificate_expiry,
             autolock,
-        } = *spec;
+            external_cas,
+        } = spec;
         Self {
-            task_history_limit,
-            heartbeat_period_ms: milliseconds(heartbeat_period),
-            suspect_after_ms: milliseconds(suspect_after),
-            down_after_ms: milliseconds(down_after),
-            certificate_expiry_ms: milliseconds(certificate_expiry),
-            autolock,
+            task_history_limit: *task_history_limit,
+            heartbeat_period_ms: milliseconds(*heartbeat_period),
+            suspect_after_ms: milliseconds(*suspect_after),
+            down_after_ms: milliseconds(*down_after),
+            certificate_expiry_ms: milliseconds(*certificate_expiry),
+            autolock: *autolock,
+            external_cas: external_cas.iter().map(v1::ExternalCa::from).collect(),
         }
+    }
+}
+
+impl From<v1::ExternalCa> for ExternalCa {
+    fn from(message: v1::ExternalCa) -> Self {
+        let v1::ExternalCa { url, root_ca_pem } = message;
+        Self { url, root_ca_pem }
+    }
+}
+
+impl From<&ExternalCa> for v1::ExternalCa {
+    fn from(ca: &ExternalCa) -> Self {
+        let ExternalCa { url, root_ca_pem } = ca.clone();
+        Self { url, root_ca_pem }
     }
 }

@@ -65,7 +65,9 @@ fn meta() -> impl Strategy<Value = Meta> {
 
 fn cluster_spec() -> impl Strategy<Value = ClusterSpec> {
     let times = (duration(), duration(), duration(), duration());
-    (any::<u64>(), times, any::<bool>()).prop_map(|(task_history_limit, times, autolock)| {
+    let ca = (text(), text()).prop_map(|(url, root_ca_pem)| ExternalCa { url, root_ca_pem });
+    let rest = (any::<u64>(), any::<bool>(), vec(ca, 0..3));
+    (rest, times).prop_map(|((task_history_limit, autolock, external_cas), times)| {
         let (heartbeat_period, suspect_after, down_after, certificate_expiry) = times;
         ClusterSpec {
             task_history_limit,
@@ -74,6 +76,7 @@ fn cluster_spec() -> impl Strategy<Value = ClusterSpec> {
             down_after,
             certificate_expiry,
             autolock,
+            external_cas,
         }
     })
 }

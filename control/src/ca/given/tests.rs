@@ -30,7 +30,7 @@ fn key(kind: &'static SignatureAlgorithm) -> KeyPair {
 }
 
 fn read(certificate: &str, key: &str) -> Result<Option<GivenRoot>, RootRefused> {
-    GivenRoot::read(certificate, key.to_owned().into(), NOW)
+    GivenRoot::read(certificate, key.to_owned().into(), false, NOW)
 }
 
 #[test]

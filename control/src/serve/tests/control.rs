@@ -496,12 +496,12 @@ async fn the_swarms_settings_are_changed_if_they_are_sound_and_nobody_else_chang
             .await
             .map_err(|status| (status.code(), status.message().to_owned()))
     };
-    update(first.version, spec).await.unwrap();
+    update(first.version, spec.clone()).await.unwrap();
     let second = get().await;
-    assert_eq!(second.spec, Some(spec));
+    assert_eq!(second.spec.as_ref(), Some(&spec));
     assert!(second.version > first.version);
 
-    let (code, text) = update(first.version, spec).await.unwrap_err();
+    let (code, text) = update(first.version, spec.clone()).await.unwrap_err();
     assert_eq!(code, Code::Aborted);
     assert!(
         text.contains("the swarm changed since it was read"),

@@ -29,7 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::ca::{Authority, CredentialsFile, OwnCertificate, Subject, Term, new_root};
+use crate::ca::{Authority, CredentialsFile, OwnCertificate, Signer, Subject, Term, new_root};
 use crate::clock;
 use crate::serve::{Dialer, Network, bind_socket, serve_local, serve_network};
 use crate::store::{Change, Store};
@@ -78,7 +78,8 @@ impl Manager {
         )
         .unwrap();
         let (tls, tls_receiver) = watch::channel(Arc::new(certificate.server));
-        let dialer = Dialer::new(watch::channel(Arc::new(certificate.client)).1);
+        let client = watch::channel(Arc::new(certificate.client)).1;
+        let (dialer, signer) = (Dialer::new(client.clone()), Signer::new(Some(client)));
         let socket = directory.path().join("control.sock");
         let local = bind_socket(&socket).unwrap();
         let stop = CancellationToken::new();
@@ -91,6 +92,7 @@ impl Manager {
             dispatcher: Silent,
             raft: Deaf,
             dialer: dialer.clone(),
+            signer: signer.clone(),
         };
         tasks.spawn(serve_network(network, store.clone(), stop.clone()));
         tasks.spawn(serve_local(
@@ -98,6 +100,7 @@ impl Manager {
             self_id.clone(),
             store.clone(),
             dialer,
+            signer,
             stop.clone(),
         ));
         Self {

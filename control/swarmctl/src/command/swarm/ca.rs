@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use swarm_api::v1;
 
+use super::external_ca::{self, ExternalCa};
 use crate::connect::{Control, Sockets, answer, answer_now, request};
 use crate::shown::Shown;
 use crate::time::{milliseconds, parse_duration};
@@ -18,16 +19,21 @@ const NAMED_MAX: usize = 10;
 
 /// Shows the swarm's root certificate; with --rotate the swarm gets another one first.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("signer").args(["ca_key", "external_ca"]).multiple(true)))]
 pub(crate) struct Ca {
     /// Change the root: every node gets a certificate of the new one, then the old one is forgotten
     #[arg(long)]
     rotate: bool,
     /// File with the new root certificate, PEM; without it the swarm makes one
-    #[arg(long, value_name = "FILE", requires = "rotate", requires = "ca_key")]
+    #[arg(long, value_name = "FILE", requires = "rotate", requires = "signer")]
     ca_cert: Option<PathBuf>,
     /// File with the new root's private key, PEM (PKCS#8, not encrypted)
     #[arg(long, value_name = "FILE", requires = "rotate", requires = "ca_cert")]
     ca_key: Option<PathBuf>,
+    /// Who signs with the new root: protocol=cfssl,url=https://HOST:8888/api/v1/cfssl/sign; may be given
+    /// several times
+    #[arg(long, value_name = "SPEC", requires = "rotate", requires = "ca_cert")]
+    external_ca: Vec<ExternalCa>,
     /// Life of nodes' certificates from now on, such as 2160h; at least 30m
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "rotate")]
     cert_expiry: Option<Duration>,
@@ -65,6 +71,7 @@ impl Ca {
             root_ca_pem: read(&self.ca_cert)?,
             root_key_pem: read(&self.ca_key)?,
             certificate_expiry_ms: self.cert_expiry.map(milliseconds),
+            external_cas: external_ca::read(&self.external_ca)?,
         })
     }
 
@@ -131,6 +138,9 @@ fn standing(now: &v1::GetRootRotationResponse, root_ca_pem: &str) -> Standing {
     if now.missing.len() > NAMED_MAX {
         text = format!("{text}\n  and {} more", now.missing.len() - NAMED_MAX);
     }
+    if !now.problem.is_empty() {
+        text = format!("{text}\n  {}", now.problem);
+    }
     Standing::UnderWay(text)
 }
 
@@ -172,11 +182,23 @@ mod tests {
         assert_eq!(asked.certificate_expiry_ms, Some(3_600_000));
         let absent = rotation(&format!("--rotate --ca-cert {cert} --ca-key {key}x"));
         assert!(absent.unwrap_err().to_string().starts_with("cannot read "));
+        let line = format!("--rotate --ca-cert {cert} --external-ca protocol=cfssl,url=a");
+        let asked = rotation(&format!(
+            "{line} --external-ca protocol=cfssl,url=b,cacert={key}"
+        ));
+        let asked = asked.unwrap().external_cas;
+        let asked: Vec<_> = asked
+            .iter()
+            .map(|ca| (&*ca.url, &*ca.root_ca_pem))
+            .collect();
+        assert_eq!(asked, [("a", ""), ("b", "key")]);
         assert!(read("").is_some());
         for wrong in [
             "--ca-cert a --ca-key b",
             "--rotate --ca-cert a",
             "--rotate --ca-key b",
+            "--rotate --external-ca protocol=cfssl,url=a",
+            "--rotate --ca-cert a --external-ca protocol=acme,url=a",
             "--cert-expiry 1h",
             "--rotate --cert-expiry soon",
         ] {
@@ -196,6 +218,7 @@ mod tests {
             under_way: true,
             nodes: 15,
             missing: vec![node(1), node(2)],
+            problem: String::new(),
         };
         let text = "rotated 13/15 nodes\n  h1: it is down\n  h2: it is down";
         assert_eq!(standing(&now, "new"), Standing::UnderWay(text.to_owned()));
@@ -206,6 +229,14 @@ mod tests {
         };
         assert_eq!(text.lines().count(), 12);
         assert!(text.ends_with("\n  and 2 more"), "{text}");
+        now.problem = "no external CA has signed".to_owned();
+        let Standing::UnderWay(text) = standing(&now, "new") else {
+            panic!("it is under way");
+        };
+        assert!(
+            text.ends_with(" more\n  no external CA has signed"),
+            "{text}"
+        );
         now.missing.clear();
         now.under_way = false;
         let text = "rotated 15/15 nodes".to_owned();

@@ -1,6 +1,7 @@
 //! `swarmctl swarm`.
 
 mod ca;
+mod external_ca;
 mod init;
 mod join;
 mod join_token;

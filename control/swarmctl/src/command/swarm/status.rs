@@ -35,7 +35,7 @@ impl Status {
             v1::Role::Unspecified => "",
         };
         let manager = match found.role() {
-            v1::Role::Manager => Some(Standing::of(sockets).await),
+            v1::Role::Manager => Some(Manager::of(sockets).await),
             v1::Role::Worker | v1::Role::Unspecified => None,
         };
         match self.format {
@@ -46,20 +46,22 @@ impl Status {
                     "NodeID": found.node_id,
                     "ClusterID": found.cluster_id,
                     "Role": role,
-                    "ManagerState": manager.map(Standing::word),
+                    "ManagerState": manager.as_ref().map(|it| it.standing.word()),
+                    "ExternalCAs": manager.as_ref().map(|it| &it.external_cas),
+                    "ExternalCAProblem": manager.as_ref().map(|it| &it.external_ca_problem),
                     "Managers": found.managers,
                     "Connected": found.connected,
                     "Error": found.error,
                 })
             ),
-            Format::Table => print!("{}", table(&found, role, manager)),
+            Format::Table => print!("{}", table(&found, role, manager.as_ref())),
         }
         Ok(())
     }
 }
 
 /// Line by line; `manager` is that of this host, where it has one.
-fn table(found: &v1::GetStatusResponse, role: &str, manager: Option<Standing>) -> String {
+fn table(found: &v1::GetStatusResponse, role: &str, manager: Option<&Manager>) -> String {
     let mut lines = vec![format!("Swarm: {}", found.state)];
     if found.state == "active" {
         lines.push(format!("Node: {} ({role})", found.node_id));
@@ -67,7 +69,15 @@ fn table(found: &v1::GetStatusResponse, role: &str, manager: Option<Standing>) -
         lines.push(format!("Managers: {}", found.managers.join(", ")));
         let connected = if found.connected { "yes" } else { "no" };
         lines.push(format!("Connected: {connected}"));
-        lines.extend(manager.map(|manager| format!("Manager: {}", manager.text())));
+        if let Some(manager) = manager {
+            lines.push(format!("Manager: {}", manager.standing.text()));
+            if !manager.external_cas.is_empty() {
+                lines.push(format!("External CA: {}", manager.external_cas.join(", ")));
+            }
+            if !manager.external_ca_problem.is_empty() {
+                lines.push(format!("Problem: {}", manager.external_ca_problem));
+            }
+        }
         if !found.error.is_empty() {
             lines.push(format!("Problem: {}", found.error));
         }
@@ -76,7 +86,38 @@ fn table(found: &v1::GetStatusResponse, role: &str, manager: Option<Standing>) -
     lines.join("\n")
 }
 
-/// How the manager on this host stands.
+/// What the manager on this host says.
+struct Manager {
+    standing: Standing,
+    external_cas: Vec<String>,
+    external_ca_problem: String,
+}
+
+impl Manager {
+    async fn of(sockets: &Sockets) -> Self {
+        let state = match sockets.local_control().await {
+            Err(_) => None,
+            Ok(mut manager) => {
+                let mut get = Request::new(v1::GetManagerStateRequest {});
+                get.set_timeout(MANAGER_TIMEOUT);
+                manager.get_manager_state(get).await.ok()
+            }
+        };
+        let standing = match &state {
+            Some(state) if state.get_ref().locked => Standing::Locked,
+            Some(_) => Standing::Running,
+            None => Standing::Silent,
+        };
+        let state = state.map(tonic::Response::into_inner).unwrap_or_default();
+        Self {
+            standing,
+            external_cas: state.external_cas,
+            external_ca_problem: state.external_ca_problem,
+        }
+    }
+}
+
+/// How it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     Running,
@@ -85,19 +126,6 @@ enum Standing {
 }
 
 impl Standing {
-    async fn of(sockets: &Sockets) -> Self {
-        let Ok(mut manager) = sockets.local_control().await else {
-            return Self::Silent;
-        };
-        let mut get = Request::new(v1::GetManagerStateRequest {});
-        get.set_timeout(MANAGER_TIMEOUT);
-        match manager.get_manager_state(get).await {
-            Ok(state) if state.get_ref().locked => Self::Locked,
-            Ok(_) => Self::Running,
-            Err(_) => Self::Silent,
-        }
-    }
-
     /// What a program is told.
     fn word(self) -> &'static str {
         match self {
@@ -137,8 +165,13 @@ mod tests {
             connected: true,
             ..v1::GetStatusResponse::default()
         };
+        let mut manager = Manager {
+            standing: Standing::Locked,
+            external_cas: Vec::new(),
+            external_ca_problem: String::new(),
+        };
         assert_eq!(
-            table(&found, "manager", Some(Standing::Locked)),
+            table(&found, "manager", Some(&manager)),
             "Swarm: active\n\
              Node: n (manager)\n\
              Cluster: c\n\
@@ -147,6 +180,13 @@ mod tests {
              Manager: locked: autolock is on, and it was restarted; what runs on this node goes on; \
              unlock it with `swarmctl swarm unlock`\n"
         );
+        manager.standing = Standing::Running;
+        manager.external_cas = vec!["https://a".to_owned(), "https://b".to_owned()];
+        manager.external_ca_problem = "no external CA has signed".to_owned();
+        let text = table(&found, "manager", Some(&manager));
+        let end = "Manager: running\nExternal CA: https://a, https://b\n\
+                   Problem: no external CA has signed\n";
+        assert!(text.ends_with(end), "{text}");
         let worker = table(&found, "worker", None);
         assert!(worker.ends_with("Connected: yes\n"), "{worker}");
         let inactive = v1::GetStatusResponse {
