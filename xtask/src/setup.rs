@@ -22,6 +22,8 @@ const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 pub(crate) struct Scope {
     /// To compile the product and its eBPF programs.
     build: bool,
+    /// To run the tests that need no lab.
+    test: bool,
     /// To run the lab.
     lab: bool,
 }
@@ -30,12 +32,21 @@ impl Scope {
     /// Everything.
     pub(crate) const ALL: Self = Self {
         build: true,
+        test: true,
         lab: true,
     };
 
-    /// To compile and test without the lab.
+    /// To compile.
     pub(crate) const BUILD: Self = Self {
         build: true,
+        test: false,
+        lab: false,
+    };
+
+    /// To compile and test without the lab.
+    pub(crate) const TEST: Self = Self {
+        build: true,
+        test: true,
         lab: false,
     };
 
@@ -43,6 +54,7 @@ impl Scope {
     pub(crate) const fn lab(with_product: bool) -> Self {
         Self {
             build: with_product,
+            test: false,
             lab: true,
         }
     }
@@ -75,6 +87,12 @@ const BUILD_NEEDS: [Need; 3] = [
         packages: &["protobuf-compiler", "libprotobuf-dev"],
     },
 ];
+
+const TEST_NEEDS: [Need; 1] = [Need {
+    what: "cfssl, an authority outside of the swarm",
+    is_there: || find_program("cfssl").is_some(),
+    packages: &["golang-cfssl"],
+}];
 
 const LAB_NEEDS: [Need; 5] = [
     Need {
@@ -126,6 +144,7 @@ pub(crate) fn ensure(scope: Scope) -> Result<()> {
     );
     let mut needs: Vec<&Need> = Vec::new();
     needs.extend(BUILD_NEEDS.iter().filter(|_| scope.build));
+    needs.extend(TEST_NEEDS.iter().filter(|_| scope.test));
     needs.extend(LAB_NEEDS.iter().filter(|_| scope.lab));
     needs.retain(|need| !(need.is_there)());
     let mut packages: Vec<&str> = Vec::new();

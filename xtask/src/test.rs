@@ -115,7 +115,7 @@ struct Program {
 pub(crate) fn run(workspace: &Workspace, args: &TestArgs) -> Result<()> {
     let wants = |part| args.part.is_none_or(|wanted| wanted == part);
     let scope = if matches!(args.part, Some(Part::Unit | Part::Sim)) {
-        Scope::BUILD
+        Scope::TEST
     } else {
         Scope::ALL
     };

@@ -33,4 +33,4 @@ pub(crate) use own::{CredentialsFile, Needed, OwnCertificate, OwnCertificateErro
 pub(crate) use signer::{ExternalFailure, Signer};
 pub(crate) use subject::{Subject, validity};
 #[cfg(test)]
-pub(crate) use subject::issuer_of;
+pub(crate) use subject::{issuer_of, key_id};

@@ -1,6 +1,7 @@
 //! Whole managers in one process, over real TLS on the loopback, each with a log of its own on disk.
 
 mod alone;
+mod external;
 mod locked;
 mod members;
 mod rotation;

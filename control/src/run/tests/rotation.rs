@@ -13,20 +13,20 @@ use crate::ca::issuer_of;
 
 /// What a node keeps.
 #[derive(Clone)]
-struct Credentials {
-    chain: String,
-    key: String,
-    roots: String,
+pub(super) struct Credentials {
+    pub(super) chain: String,
+    pub(super) key: String,
+    pub(super) roots: String,
 }
 
 impl Credentials {
-    fn issuer(&self) -> String {
+    pub(super) fn issuer(&self) -> String {
         issuer_of(&CertificateDer::from_pem_slice(self.chain.as_bytes()).unwrap()).unwrap()
     }
 }
 
 /// A connection to the manager at `address` of someone who trusts `roots`.
-async fn dial(
+pub(super) async fn dial(
     address: SocketAddr,
     roots: &str,
     own: Option<&Credentials>,
@@ -40,12 +40,12 @@ async fn dial(
 }
 
 /// A node's agent, as far as certificates go.
-struct Agent {
+pub(super) struct Agent {
     id: String,
     first: Credentials,
     credentials: Arc<Mutex<Credentials>>,
     /// Sessions that were open and ended.
-    ends: Arc<AtomicUsize>,
+    pub(super) ends: Arc<AtomicUsize>,
     running: Option<JoinHandle<()>>,
 }
 
@@ -67,7 +67,7 @@ impl Agent {
     }
 
     /// The one that started `manager`.
-    async fn beside(manager: &Manager) -> Self {
+    pub(super) async fn beside(manager: &Manager) -> Self {
         let (csr, key) = request();
         let mut control = LocalControlClient::new(manager.local());
         let request = v1::IssueManagerCertificateRequest { csr };
@@ -82,7 +82,7 @@ impl Agent {
     }
 
     /// A new worker's.
-    async fn join(of: &Manager) -> Self {
+    pub(super) async fn join(of: &Manager) -> Self {
         let token = worker_token(of).await;
         let answer = ask_to_join(of, &token, &root(of).await).await.unwrap();
         let (answer, key) = answer;
@@ -95,7 +95,7 @@ impl Agent {
     }
 
     /// Keeps a session with one of the `managers`.
-    fn start(&mut self, managers: &[&Manager]) {
+    pub(super) fn start(&mut self, managers: &[&Manager]) {
         let addresses: Vec<_> = managers
             .iter()
             .map(|it| it.config.advertise_address)
@@ -111,13 +111,13 @@ impl Agent {
         }));
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();
         }
     }
 
-    fn credentials(&self) -> Credentials {
+    pub(super) fn credentials(&self) -> Credentials {
         locked(&self.credentials).clone()
     }
 }
@@ -181,16 +181,16 @@ async fn session(address: SocketAddr, kept: &Mutex<Credentials>) -> Result<(), S
     }
 }
 
-async fn root(of: &Manager) -> String {
+pub(super) async fn root(of: &Manager) -> String {
     of.lasting().await.unwrap().0.root_ca_pem
 }
 
-async fn worker_token(of: &Manager) -> String {
+pub(super) async fn worker_token(of: &Manager) -> String {
     let [worker, _] = of.lasting().await.unwrap().1;
     worker
 }
 
-async fn ask_to_join(
+pub(super) async fn ask_to_join(
     of: &Manager,
     token: &str,
     root: &str,
@@ -205,13 +205,13 @@ async fn ask_to_join(
     Ok((answer.into_inner(), key))
 }
 
-async fn rotate(of: &Manager) -> String {
+pub(super) async fn rotate(of: &Manager) -> String {
     let rotate = v1::RotateRootRequest::default();
     let begun = ControlClient::new(of.local()).rotate_root(rotate).await;
     begun.unwrap().into_inner().root_ca_pem
 }
 
-async fn progress(of: &Manager) -> Result<v1::GetRootRotationResponse, Status> {
+pub(super) async fn progress(of: &Manager) -> Result<v1::GetRootRotationResponse, Status> {
     let get = v1::GetRootRotationRequest {};
     let progress = ControlClient::new(of.local())
         .get_root_rotation(get)
@@ -234,7 +234,7 @@ async fn until_missing(of: &Manager, ids: &[&str]) -> v1::GetRootRotationRespons
 }
 
 /// Waits for the end.
-async fn until_over(of: &Manager) {
+pub(super) async fn until_over(of: &Manager) {
     until("the end of the rotation", || async {
         let progress = progress(of).await?;
         let found = format!("{progress:?}");
@@ -259,7 +259,7 @@ async fn until_shown(of: &Manager, new: &str, old: &str) {
     .await;
 }
 
-async fn remove(of: &Manager, id: &str) {
+pub(super) async fn remove(of: &Manager, id: &str) {
     let remove = v1::RemoveNodeRequest {
         reference: id.to_owned(),
         force: true,
