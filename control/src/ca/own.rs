@@ -400,6 +400,67 @@ mod tests {
         assert_ne!(file_after(&other_cluster, &other_node, NOW), mixed);
     }
 
+    /// The time of connections is not to pass.
+    #[tokio::test(start_paused = true)]
+    async fn a_good_one_is_enough_to_start_while_an_external_authority_is_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tls/manager.pem");
+        let file = CredentialsFile::new(path.clone(), None, false);
+        let (mut cluster, node_id) = (cluster(), NodeId::random(&mut rand::rng()));
+        let mut rng = StdRng::seed_from_u64(1);
+        OwnCertificate::load_or_issue(&file, &cluster, &node_id, NOW, &mut rng).unwrap();
+        let first = fs::read_to_string(&path).unwrap();
+        let signer = Signer::new(None);
+        let tried = async |cluster: &Cluster, now, needed| {
+            let tried =
+                OwnCertificate::load_or_request(&file, cluster, &node_id, now, &signer, needed);
+            let outcome = tried.await.map(|own| own.tail_pem);
+            assert_eq!(fs::read_to_string(&path).unwrap(), first);
+            outcome.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+        };
+        let away = |root: &str| swarm_model::ExternalCa {
+            url: "https://127.0.0.1:1/sign".to_owned(),
+            root_ca_pem: root.to_owned(),
+        };
+        cluster.spec.external_cas = vec![away(&cluster.root_ca_pem)];
+        cluster.root_key_pem = String::new().into();
+        let tail = cluster.root_ca_pem.clone();
+        let (due, over) = (NOW.after(73 * DAY), NOW.after(91 * DAY));
+        assert_eq!(
+            tried(&cluster, NOW, Needed::Fresh).await.as_ref(),
+            Ok(&tail)
+        );
+        assert_eq!(tried(&cluster, due, Needed::Good).await.as_ref(), Ok(&tail));
+        for (now, needed) in [(due, Needed::Fresh), (over, Needed::Good)] {
+            let error = tried(&cluster, now, needed).await.unwrap_err();
+            assert!(error.contains("no external CA has signed"), "{error}");
+        }
+        assert!(signer.trouble().contains("https://127.0.0.1:1/sign"));
+
+        // On the way to another root, whose chain is another.
+        let mut on_the_way = self::cluster();
+        (on_the_way.id, on_the_way.root_ca_pem) = (cluster.id.clone(), tail.clone());
+        on_the_way.rotation = Some(swarm_model::RootRotation {
+            root_ca_pem: new_root(NOW).unwrap().certificate_pem,
+            root_key_pem: String::new().into(),
+            cross_signed_pem: tail.clone(),
+            worker_secret: String::new().into(),
+            manager_secret: String::new().into(),
+            given_up: Vec::new(),
+        });
+        assert_eq!(
+            tried(&on_the_way, NOW, Needed::Good).await.as_ref(),
+            Ok(&tail)
+        );
+        let error = tried(&on_the_way, NOW, Needed::Fresh).await.unwrap_err();
+        assert!(error.contains("no external CA is named"), "{error}");
+        // One that nobody trusts any more.
+        cluster.root_ca_pem = new_root(NOW).unwrap().certificate_pem;
+        cluster.spec.external_cas = vec![away(&cluster.root_ca_pem)];
+        let error = tried(&cluster, NOW, Needed::Good).await.unwrap_err();
+        assert!(error.contains("no external CA has signed"), "{error}");
+    }
+
     #[test]
     fn it_is_sealed_and_opened_as_the_lock_wants() {
         let directory = tempfile::tempdir().unwrap();

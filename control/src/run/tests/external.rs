@@ -1,6 +1,6 @@
 //! An external authority signs for the swarm: a real CFSSL server, which wants to see certificates.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 
@@ -88,18 +88,34 @@ impl Cfssl {
         self.write(&format!("{name}-key.pem"), made["key"].as_str().unwrap());
     }
 
-    /// Serves clients with a certificate of its own root or one of `roots`, signing with `ca`.
-    async fn serve(&mut self, roots: &str, ca: &Self) {
+    /// Serves clients with a certificate of its own root or one of `roots`.
+    async fn start(&mut self, roots: &str) {
+        let directory = self.directory.path().to_owned();
+        self.serve(Some(roots), &directory).await;
+    }
+
+    /// Serves clients without a certificate.
+    async fn start_for_anybody(&mut self) {
+        let directory = self.directory.path().to_owned();
+        self.serve(None, &directory).await;
+    }
+
+    /// Serves, signing with the authority in the directory `ca`.
+    async fn serve(&mut self, roots: Option<&str>, ca: &Path) {
         self.stop();
-        self.write("clients.pem", &format!("{}{roots}", self.root_pem));
-        let pem = |name: &str, of: &Self| of.path(name).display().to_string();
+        let mut mutual = Vec::new();
+        if let Some(roots) = roots {
+            self.write("clients.pem", &format!("{}{roots}", self.root_pem));
+            mutual = vec!["-mutual-tls-ca", "clients.pem"];
+        }
+        let of_ca = |name: &str| ca.join(name).display().to_string();
         let log = std::fs::File::create(self.path("log")).unwrap();
         let server = Command::new("cfssl")
             .args(["serve", "-address", "127.0.0.1", "-config", "signing.json"])
             .args(["-port", &self.address.port().to_string()])
-            .args(["-ca", &pem("ca.pem", ca), "-ca-key", &pem("ca-key.pem", ca)])
+            .args(["-ca", &of_ca("ca.pem"), "-ca-key", &of_ca("ca-key.pem")])
             .args(["-tls-cert", "server.pem", "-tls-key", "server-key.pem"])
-            .args(["-mutual-tls-ca", "clients.pem"])
+            .args(mutual)
             .current_dir(self.directory.path())
             .stdout(Stdio::null())
             .stderr(log)
@@ -113,19 +129,6 @@ impl Cfssl {
                 .map_err(|error| Status::unavailable(error.to_string()))
         })
         .await;
-    }
-
-    async fn start(&mut self, roots: &str) {
-        let own = Self {
-            directory: tempfile::tempdir().unwrap(),
-            address: self.address,
-            root_pem: self.root_pem.clone(),
-            server: None,
-        };
-        for name in ["ca.pem", "ca-key.pem"] {
-            std::fs::copy(self.path(name), own.path(name)).unwrap();
-        }
-        self.serve(roots, &own).await;
     }
 
     fn stop(&mut self) {
@@ -269,6 +272,17 @@ async fn an_external_authority_signs_for_the_swarm_and_may_be_away() {
     cfssl.start("").await;
     is_of(&join(&second).await.unwrap(), &cfssl.root_pem);
     is_of(&renew(&first, &agent).await.unwrap(), &cfssl.root_pem);
+
+    // A manager without a certificate has none to show.
+    second.end().await;
+    std::fs::remove_file(own_path(&second.config)).unwrap();
+    second.start();
+    let failure = second.failure().await;
+    let text = format!("{:#}", anyhow::Error::from(failure));
+    assert!(text.contains("no external CA has signed"), "{text}");
+    cfssl.start_for_anybody().await;
+    second.start();
+    second.until_managers(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,7 +302,7 @@ async fn wrong_external_authorities_are_seen_through_and_the_swarm_can_leave_the
     assert!(text.contains("invalid peer certificate"), "{text}");
     // The right server signs with another root.
     name(&first, vec![cfssl.named()]).await.unwrap();
-    cfssl.serve("", &other).await;
+    cfssl.serve(Some(""), other.directory.path()).await;
     let text = refusal(&first).await;
     assert!(
         text.contains("is not signed by the swarm's root itself"),
