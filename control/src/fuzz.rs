@@ -18,6 +18,7 @@ use swarm_api::v1;
 use swarm_model as model;
 use swarm_model::{Cluster, ClusterId, JoinToken, NodeId, Role, Timestamp, UnlockKey};
 
+use crate::ca::external::Wanted;
 use crate::ca::{Authority, Subject, Term, admit, new_root};
 use crate::raft;
 use crate::store::{State, decode_batch, decode_snapshot, encode_batch, encode_snapshot};
@@ -58,6 +59,44 @@ pub fn certificate_request(bytes: &[u8]) {
         let read = Subject::from_der(&leaf).expect("a certificate of ours can be read");
         assert_eq!(read, subject, "names are the manager's to write");
     }
+}
+
+/// What an external authority answers that was asked for a node's certificate.
+pub fn external_ca_answer(bytes: &[u8]) {
+    let (wanted, subject, _) = asked();
+    if let Ok((pem, life)) = wanted.read(200, bytes, NOW) {
+        let leaf = rustls_pki_types::pem::PemObject::from_pem_slice(pem.as_bytes());
+        let leaf: rustls_pki_types::CertificateDer<'_> = leaf.expect("it is PEM");
+        let read = Subject::from_der(&leaf).expect("a node's certificate can be read");
+        assert_eq!(&read, subject, "names are the manager's to choose");
+        assert!(!life.is_zero(), "it is good now");
+    }
+}
+
+/// A certificate that is asked for, whose it is to be, and one that the swarm's root has signed for it.
+fn asked() -> &'static (Wanted, Subject, String) {
+    static ASKED: OnceLock<(Wanted, Subject, String)> = OnceLock::new();
+    ASKED.get_or_init(|| {
+        let (authority, cluster) = authority();
+        let mut rng = ChaCha12Rng::seed_from_u64(1);
+        let subject = Subject {
+            node_id: NodeId::random(&mut rng),
+            role: Role::Worker,
+            cluster_id: cluster.id.clone(),
+        };
+        let key = rcgen::KeyPair::generate().expect("a key can be made");
+        let request = rcgen::CertificateParams::default().serialize_request(&key);
+        let request = request.expect("it can be asked for");
+        let term = Term {
+            now: NOW,
+            life: Duration::from_secs(24 * 3600),
+        };
+        let chain = authority.issue(request.der(), &subject, term, &mut rng);
+        let chain = chain.expect("it can be signed");
+        let wanted = Wanted::node(cluster, request.der(), &subject).expect("it can be wanted");
+        let root = chain.len() - cluster.root_ca_pem.len();
+        (wanted, subject, chain[..root].to_owned())
+    })
 }
 
 /// What an API request or an agent's message holds: the first byte says which.

@@ -173,7 +173,7 @@ pub(crate) fn is_signed_for(cluster: &Cluster) -> bool {
 
 /// A certificate that is asked for.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     csr: Vec<u8>,
     /// Its public key, DER.
     key: Vec<u8>,
@@ -240,7 +240,7 @@ struct Message {
 impl Wanted {
     /// `subject`'s certificate of the root that `cluster` signs with now, for the key of the request `csr`
     /// (PKCS#10, DER), of which nothing else is used.
-    pub(super) fn node(
+    pub(crate) fn node(
         cluster: &Cluster,
         csr: &[u8],
         subject: &Subject,
@@ -300,7 +300,7 @@ impl Wanted {
 
     /// The certificate in `answer`, which came with the HTTP status `status` at `now`: PEM, and how long it
     /// is good from then.
-    pub(super) fn read(
+    pub(crate) fn read(
         &self,
         status: u16,
         answer: &[u8],

@@ -13,9 +13,10 @@ use crate::store::testing::{cluster, network, node, service, task};
 type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 7] = [
     ("join_token", join_token),
     ("certificate_request", certificate_request),
+    ("external_ca_answer", external_ca_answer),
     ("api", api),
     ("log_record", log_record),
     ("snapshot", snapshot),
@@ -84,6 +85,23 @@ fn seeds() -> BTreeMap<(&'static str, &'static str), Vec<u8>> {
         ..v1::RaftMessage::default()
     };
     let (batch, _) = encode_batch(&changes).unwrap();
+    let answer = |what: &str| {
+        let answer = match what {
+            "certificate" => serde_json::json!({
+                "success": true,
+                "result": {"certificate": asked().2},
+                "errors": [],
+                "messages": [],
+            }),
+            _ => serde_json::json!({
+                "success": false,
+                "result": null,
+                "errors": [{"code": 5200, "message": "no"}],
+                "messages": [],
+            }),
+        };
+        answer.to_string().into_bytes()
+    };
     [
         (("join_token", "token"), token.to_string().into_bytes()),
         (
@@ -91,6 +109,8 @@ fn seeds() -> BTreeMap<(&'static str, &'static str), Vec<u8>> {
             UnlockKey::new([7; 32]).to_text().into_bytes(),
         ),
         (("certificate_request", "p256"), request.der().to_vec()),
+        (("external_ca_answer", "certificate"), answer("certificate")),
+        (("external_ca_answer", "refusal"), answer("refusal")),
         (("api", "service"), api(0, spec.encode_to_vec())),
         (
             ("api", "network"),
@@ -175,6 +195,8 @@ fn the_seeds_are_what_their_targets_read() {
     let read = |target, name: &'static str| &seeds[&(target, name)];
     assert!(decode_batch(read("log_record", "batch")).is_ok());
     assert!(decode_snapshot(7, read("snapshot", "state")).is_ok());
+    let answer = read("external_ca_answer", "certificate");
+    assert!(asked().0.read(200, answer, NOW).is_ok());
     let spec = &read("api", "service")[1..];
     assert!(converted::<v1::ServiceSpec, model::ServiceSpec>(spec).is_some());
     let task = &read("api", "task")[1..];
