@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rand::Rng;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
@@ -27,7 +28,7 @@ use x509_parser::extensions::GeneralName;
 
 use super::creds::{CredentialsError, provider, roots};
 use super::given::{RootRefused, only_block};
-use super::issue::{IssueError, RootCa, copied, names, request_key};
+use super::issue::{IssueError, RootCa, copied, names, request_key, sample};
 use super::subject::{SubjectError, issuer_of, key_id, parse, validity};
 use super::{Subject, rotation};
 
@@ -44,6 +45,9 @@ const NODE_LIFE_MIN: Duration = CERTIFICATE_BACKDATE.saturating_add(MIN_CERTIFIC
 
 /// How long another root that was signed must still be good: until the swarm has changed over to it.
 const CROSS_SIGNED_LIFE_MIN: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long at most: as long as the oldest roots are.
+const CROSS_SIGNED_LIFE_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Most characters of an authority's own words that are repeated.
 const MAX_QUOTED_CHARS: usize = 200;
@@ -187,8 +191,8 @@ pub(crate) struct Wanted {
 enum Whose {
     /// A node's, with its host names.
     Node(Subject, Vec<String>),
-    /// That of the swarm's next root, with its name in DER.
-    Root(Vec<u8>),
+    /// That of the swarm's next root, with its name in DER, and a certificate that this one has signed.
+    Root(Vec<u8>, CertificateDer<'static>),
 }
 
 #[derive(Serialize)]
@@ -255,7 +259,13 @@ impl Wanted {
     }
 
     /// Name and key of the new root `root` in a certificate that the root of now of `cluster` signs.
-    pub(super) fn root(cluster: &Cluster, root: &RootCa) -> Result<Self, IssueError> {
+    /// `now` and `rng` are for a certificate that is only used to see whether others would take its like.
+    pub(super) fn root(
+        cluster: &Cluster,
+        root: &RootCa,
+        now: Timestamp,
+        rng: &mut impl Rng,
+    ) -> Result<Self, IssueError> {
         let der = CertificateDer::from_pem_slice(root.certificate_pem.as_bytes());
         let der = der.map_err(|_| IssueError::RootCertificate(SubjectError::Malformed))?;
         let certificate = parse(&der).map_err(IssueError::RootCertificate)?;
@@ -267,7 +277,10 @@ impl Wanted {
             csr: csr.der().to_vec(),
             key: certificate.public_key().raw.to_vec(),
             root_pem: cluster.root_ca_pem.clone(),
-            whose: Whose::Root(certificate.subject().as_raw().to_vec()),
+            whose: Whose::Root(
+                certificate.subject().as_raw().to_vec(),
+                sample(cluster, root, now, rng)?,
+            ),
         })
     }
 
@@ -286,10 +299,10 @@ impl Wanted {
                 (Some(subject), names.as_slice(), "")
             }
             // Its name is taken from the request: it must come out byte for byte.
-            Whose::Root(_) => (None, [].as_slice(), CROSS_SIGNING_PROFILE),
+            Whose::Root(..) => (None, [].as_slice(), CROSS_SIGNING_PROFILE),
         };
         let request = Request {
-            certificate_request: pem_of_request(&self.csr),
+            certificate_request: pem("CERTIFICATE REQUEST", &self.csr),
             subject,
             hosts,
             profile,
@@ -316,10 +329,10 @@ impl Wanted {
             (true, None) => return Err(BadAnswer::Count),
             (false, _) => return Err(BadAnswer::Refused(words(answer.errors))),
         };
-        let pem = only_block(&signed.certificate).ok_or(BadAnswer::Count)?;
-        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(BadAnswer::Pem)?;
+        let block = only_block(&signed.certificate).ok_or(BadAnswer::Count)?;
+        let der = CertificateDer::from_pem_slice(block.as_bytes()).map_err(BadAnswer::Pem)?;
         let left = self.check(&der, now)?;
-        Ok((pem, left))
+        Ok((pem("CERTIFICATE", &der), left))
     }
 
     fn check(&self, der: &CertificateDer<'_>, now: Timestamp) -> Result<Duration, BadAnswer> {
@@ -351,7 +364,7 @@ impl Wanted {
                 }
                 (NODE_LIFE_MIN, MAX_CERTIFICATE_EXPIRY)
             }
-            Whose::Root(name) => {
+            Whose::Root(name, _) => {
                 if certificate.subject().as_raw() != name {
                     return Err(BadAnswer::Subject);
                 }
@@ -362,7 +375,7 @@ impl Wanted {
                 if !is_ca || !signs {
                     return Err(BadAnswer::NoAuthority);
                 }
-                (CROSS_SIGNED_LIFE_MIN, Duration::MAX)
+                (CROSS_SIGNED_LIFE_MIN, CROSS_SIGNED_LIFE_MAX)
             }
         };
         let is_its = certificate.issuer().as_raw() == root_certificate.subject().as_raw();
@@ -375,8 +388,11 @@ impl Wanted {
         if now < good.not_before || left < min || left > max {
             return Err(BadAnswer::Validity { min, max });
         }
-        if matches!(self.whose, Whose::Node(..)) {
-            verify(der, &[], &self.root_pem, now)?;
+        match &self.whose {
+            Whose::Node(..) => verify(der, &[], &self.root_pem, now)?,
+            Whose::Root(_, sample) => {
+                verify(sample, std::slice::from_ref(der), &self.root_pem, now)?;
+            }
         }
         Ok(left)
     }
@@ -433,9 +449,9 @@ fn words(errors: Option<Vec<Message>>) -> String {
     format!("{text:?} (code {code})")
 }
 
-fn pem_of_request(der: &[u8]) -> String {
+fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
-    let mut pem = "-----BEGIN CERTIFICATE REQUEST-----\n".to_owned();
+    let mut pem = format!("-----BEGIN {label}-----\n");
     let mut rest = text.as_str();
     while !rest.is_empty() {
         // Base64 is ASCII. Lines are of 64 characters (RFC 7468).
@@ -444,7 +460,7 @@ fn pem_of_request(der: &[u8]) -> String {
         pem.push('\n');
         rest = next;
     }
-    pem + "-----END CERTIFICATE REQUEST-----\n"
+    pem + &format!("-----END {label}-----\n")
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
-use swarm_model::{CERTIFICATE_BACKDATE, Cluster, Role, Secret, Timestamp};
+use rustls_pki_types::CertificateDer;
+use swarm_model::{CERTIFICATE_BACKDATE, Cluster, NodeId, Role, Secret, Timestamp};
 use time::OffsetDateTime;
 use x509_parser::asn1_rs::Tag;
 use x509_parser::certificate::X509Certificate;
@@ -174,6 +175,26 @@ impl Authority {
             .map_err(IssueError::Sign)?;
         Ok(certificate.pem() + &self.tail_pem)
     }
+}
+
+/// A certificate that `root` has signed, of some node of `cluster` at `now`, DER. Nobody has its key.
+pub(super) fn sample(
+    cluster: &Cluster,
+    root: &RootCa,
+    now: Timestamp,
+    rng: &mut impl Rng,
+) -> Result<CertificateDer<'static>, IssueError> {
+    let subject = Subject {
+        node_id: NodeId::random(rng),
+        role: Role::Worker,
+        cluster_id: cluster.id.clone(),
+    };
+    let life = cluster.spec.certificate_expiry;
+    let params = leaf(&subject, Term { now, life }, rng)?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(IssueError::Sign)?;
+    let issuer = issuer(&root.certificate_pem, &root.key_pem)?;
+    let signed = params.signed_by(&key, &issuer);
+    Ok(signed.map_err(IssueError::Sign)?.der().clone())
 }
 
 fn issuer(certificate_pem: &str, key_pem: &Secret) -> Result<Issuer<'static, KeyPair>, IssueError> {

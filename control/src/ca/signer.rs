@@ -148,7 +148,7 @@ impl Signer {
         if authorities.is_empty() {
             return Err(IssueError::NoSigner);
         }
-        let wanted = Wanted::root(cluster, root)?;
+        let wanted = Wanted::root(cluster, root, clock::now(), &mut rand::rng())?;
         Ok(self.ask(cluster, &authorities, &wanted).await?.0)
     }
 

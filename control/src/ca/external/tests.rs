@@ -73,7 +73,7 @@ fn asked_for(wanted: &Wanted) -> CertificateParams {
                 ExtendedKeyUsagePurpose::ClientAuth,
             ];
         }
-        Whose::Root(_) => {
+        Whose::Root(..) => {
             params.distinguished_name = DistinguishedName::new();
             let name = rcgen::DnValue::PrintableString("swarm-ca".try_into().unwrap());
             params.distinguished_name.push(DnType::CommonName, name);
@@ -137,7 +137,7 @@ fn a_request_is_what_cfssl_reads() {
     assert_eq!(&*der.unwrap(), &csr[..]);
 
     let root = new_root(NOW).unwrap();
-    let wanted = Wanted::root(&cluster, &root).unwrap();
+    let wanted = Wanted::root(&cluster, &root, NOW, &mut rand::rng()).unwrap();
     let request: serde_json::Value = serde_json::from_str(&wanted.request()).unwrap();
     expected = json!({
         "certificate_request": request["certificate_request"],
@@ -340,7 +340,7 @@ fn a_certificate_that_was_not_asked_for_is_refused_in_words() {
 fn another_root_is_cross_signed_as_it_is_or_not_at_all() {
     let (cluster, root) = swarm();
     let next = new_root(NOW).unwrap();
-    let wanted = Wanted::root(&cluster, &next).unwrap();
+    let wanted = Wanted::root(&cluster, &next, NOW, &mut rand::rng()).unwrap();
     let pem = signed(&asked_for(&wanted), &wanted.key, &root);
     let (taken, _) = wanted.read(200, &answer(&pem), NOW).unwrap();
     let new = rotation::NewRoot {
@@ -387,6 +387,12 @@ fn another_root_is_cross_signed_as_it_is_or_not_at_all() {
         (
             changed(&|it| it.not_after = at(29 * 24 * HOUR)),
             "its certificate must be valid now",
+        ),
+        (
+            changed(&|it| {
+                it.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+            }),
+            "its certificate would be refused by other nodes",
         ),
     ] {
         assert!(found.starts_with(expected), "{found} instead of {expected}");
