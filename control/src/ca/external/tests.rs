@@ -105,6 +105,23 @@ fn signed(params: &CertificateParams, key: &[u8], root: &RootCa) -> String {
     params.signed_by(&key, &issuer).unwrap().pem()
 }
 
+/// A root that says that it is `root`, and has another key.
+fn forged(root: &RootCa) -> RootCa {
+    let der = CertificateDer::from_pem_slice(root.certificate_pem.as_bytes()).unwrap();
+    let id = super::super::subject::subject_key_id(&parse(&der).unwrap())
+        .unwrap()
+        .to_vec();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = copied(parse(&der).unwrap().subject()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_identifier_method = rcgen::KeyIdMethod::PreSpecified(id);
+    let key = KeyPair::generate().unwrap();
+    RootCa {
+        certificate_pem: params.self_signed(&key).unwrap().pem(),
+        key_pem: key.serialize_pem().into(),
+    }
+}
+
 fn answer(certificate: &str) -> Vec<u8> {
     let answer = json!({
         "success": true,
@@ -262,6 +279,10 @@ fn a_certificate_that_was_not_asked_for_is_refused_in_words() {
             "its certificate has another key",
         ),
         (
+            answer(&signed(&good, &wanted.key, &forged(&root))),
+            "its certificate would be refused by other nodes",
+        ),
+        (
             answer(&signed(&good, &wanted.key, &other_root)),
             "its certificate is not signed by",
         ),
@@ -370,7 +391,17 @@ fn another_root_is_cross_signed_as_it_is_or_not_at_all() {
         change(&mut params);
         why(&wanted, 200, &answer(&signed(&params, &wanted.key, &root)))
     };
+    let of_forger = signed(&asked_for(&wanted), &wanted.key, &forged(&root));
+    let other = signed(&asked_for(&wanted), &wanted.key, &new_root(NOW).unwrap());
     for (found, expected) in [
+        (
+            why(&wanted, 200, &answer(&of_forger)),
+            "its certificate would be refused by other nodes",
+        ),
+        (
+            why(&wanted, 200, &answer(&other)),
+            "its certificate is not signed by",
+        ),
         (
             // The same name in another form: a chain is followed byte for byte.
             changed(&|it| it.distinguished_name.push(DnType::CommonName, "swarm-ca")),
