@@ -236,11 +236,7 @@ impl Mesh {
                 map: map::PUBLISHED,
                 source,
             })?;
-        self.forget_services(desired)
-            .map_err(|source| MeshError::UseMap {
-                map: map::SERVICE_STATS,
-                source,
-            })?;
+        self.forget_services(desired)?;
         Ok(changed)
     }
 
@@ -257,8 +253,8 @@ impl Mesh {
         })
     }
 
-    /// Publishes some ports, and others no more, without a look at the rest. The counters of a service
-    /// that has none left stay until [`set_published`](Self::set_published).
+    /// Publishes some ports, and others no more, without a look at the rest. Of a service that has none left
+    /// the caller knows: see [`forget_service`](Self::forget_service).
     pub(crate) fn change_published(
         &mut self,
         put: &BTreeMap<PublishedKey, PublishedValue>,
@@ -296,16 +292,38 @@ impl Mesh {
     fn forget_services(
         &mut self,
         published: &BTreeMap<PublishedKey, PublishedValue>,
-    ) -> Result<(), MapError> {
+    ) -> Result<(), MeshError> {
         let kept: BTreeSet<u32> = published.values().map(|value| value.service).collect();
-        let counted = self
-            .service_stats
-            .keys()
-            .collect::<Result<Vec<u32>, MapError>>()?;
-        for service in counted.iter().filter(|service| !kept.contains(service)) {
-            match self.service_stats.remove(service) {
+        let counted: Result<BTreeSet<u32>, MapError> = self.service_stats.keys().collect();
+        let mut counted = counted.map_err(|source| MeshError::UseMap {
+            map: map::SERVICE_STATS,
+            source,
+        })?;
+        let dropped = self.drops()?.into_keys();
+        let dropped = dropped.filter(|(counter, _)| Counter::OF_SERVICES.contains(counter));
+        counted.extend(dropped.map(|(_, service)| service));
+        for service in counted.difference(&kept) {
+            self.forget_service(*service)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was counted of a service, whose index another one may have next.
+    pub(crate) fn forget_service(&mut self, service: u32) -> Result<(), MeshError> {
+        match self.service_stats.remove(&service) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(source) => {
+                let map = map::SERVICE_STATS;
+                return Err(MeshError::UseMap { map, source });
+            }
+        }
+        for counter in Counter::OF_SERVICES {
+            match self.drops.remove(&DropKey::new(counter, service)) {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(error),
+                Err(source) => {
+                    let map = map::DROPS;
+                    return Err(MeshError::UseMap { map, source });
+                }
             }
         }
         Ok(())

@@ -342,7 +342,17 @@ impl LoadedMesh {
         let remove = changes.remove.iter().map(key).collect();
         self.mesh
             .change_published(&entries(&changes.put), &remove)?;
+        let mut gone = services(&self.written.published, &changes.remove);
         noted(&mut self.written.published, changes);
+        if !gone.is_empty() {
+            let published = self.written.published.iter().flat_map(BTreeMap::values);
+            for published in published {
+                gone.remove(&published.service);
+            }
+        }
+        for service in gone {
+            self.mesh.forget_service(service)?;
+        }
         Ok(())
     }
 
@@ -483,6 +493,16 @@ fn protocol(protocol: Protocol) -> ebpf::Protocol {
 
 fn key(entry: &Published) -> PublishedKey {
     PublishedKey::new(entry.address, entry.port, protocol(entry.protocol))
+}
+
+/// The indexes of the services that some ports are published for.
+fn services(
+    published: &Option<BTreeMap<Published, PublishedAs>>,
+    ports: &BTreeSet<Published>,
+) -> BTreeSet<u32> {
+    let published = published.iter();
+    let found = published.flat_map(|published| ports.iter().filter_map(|port| published.get(port)));
+    found.map(|published| published.service).collect()
 }
 
 fn entries(published: &BTreeMap<Published, PublishedAs>) -> BTreeMap<PublishedKey, PublishedValue> {

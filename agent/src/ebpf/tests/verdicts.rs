@@ -249,10 +249,17 @@ fn what_no_task_answers_is_taken_in_to_be_refused_and_counted() {
         let drops = BTreeMap::from([((Counter::NoTask, 7), 1)]);
         assert_eq!(mesh.drops().unwrap(), drops);
         assert_eq!(counter(&mesh, Counter::NoTask), 1);
+        // The index may be another service's next.
+        mesh.forget_service(7).unwrap();
+        assert_eq!(mesh.drops().unwrap(), BTreeMap::new());
+        assert_eq!(mesh.service_stats().unwrap(), BTreeMap::new());
         // Who may not ask is told nothing.
         let both = published_flag::NO_TASK | published_flag::SOURCES;
         assert_eq!(with(&mut mesh, both), DROP);
         assert_eq!(counter(&mesh, Counter::NoTask), 1);
+        assert_eq!(mesh.drops().unwrap().len(), 1);
+        mesh.set_published(&BTreeMap::new()).unwrap();
+        assert_eq!(mesh.drops().unwrap(), BTreeMap::new());
     });
 }
 
