@@ -17,7 +17,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use swarm_ebpf_common::Endpoint;
 use swarm_ebpf_common::{Address, Mac, map};
 
-use super::reconcile::{Changed, change, reconcile, reconcile_trie};
+use super::reconcile::{Changed, change, reconcile, reconcile_trie, removed};
 use super::sockets::{self, SocketMaps};
 use super::{
     Attached, Config, Counter, DropKey, FlowKey, FlowValue, Program, PublishedKey, PublishedValue,
@@ -277,10 +277,7 @@ impl Mesh {
             source,
         };
         for (bits, key) in remove {
-            match self.sources.remove(&Key::new(*bits, *key)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(used(error)),
-            }
+            removed(self.sources.remove(&Key::new(*bits, *key))).map_err(used)?;
         }
         for (bits, key) in put {
             let written = self.sources.insert(&Key::new(*bits, *key), 1, 0);
@@ -310,21 +307,11 @@ impl Mesh {
 
     /// Forgets what was counted of a service, whose index another one may have next.
     pub(crate) fn forget_service(&mut self, service: u32) -> Result<(), MeshError> {
-        match self.service_stats.remove(&service) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(source) => {
-                let map = map::SERVICE_STATS;
-                return Err(MeshError::UseMap { map, source });
-            }
-        }
+        let used = |map| move |source| MeshError::UseMap { map, source };
+        removed(self.service_stats.remove(&service)).map_err(used(map::SERVICE_STATS))?;
         for counter in Counter::OF_SERVICES {
-            match self.drops.remove(&DropKey::new(counter, service)) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(source) => {
-                    let map = map::DROPS;
-                    return Err(MeshError::UseMap { map, source });
-                }
-            }
+            let key = DropKey::new(counter, service);
+            removed(self.drops.remove(&key)).map_err(used(map::DROPS))?;
         }
         Ok(())
     }

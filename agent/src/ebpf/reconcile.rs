@@ -1,6 +1,7 @@
 //! Bringing a hash map in the kernel to a desired content, by as few changes as possible.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -60,10 +61,7 @@ pub(super) fn reconcile<K: Ord + Pod, V: PartialEq + Pod>(
     let plan = plan(&observed, desired);
     // Removals first: they make room in a full map.
     for key in &plan.remove {
-        match map.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(error),
-        }
+        removed(map.remove(key))?;
     }
     for (key, value) in &plan.write {
         map.insert(key, value, 0)?;
@@ -82,10 +80,7 @@ pub(super) fn change<K: Ord + Pod, V: Pod>(
 ) -> Result<(), MapError> {
     // Removals first: they make room in a full map.
     for key in remove {
-        match map.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(error),
-        }
+        removed(map.remove(key))?;
     }
     for (key, value) in put {
         map.insert(key, value, 0)?;
@@ -117,6 +112,17 @@ pub(super) fn reconcile_trie<K: Ord + Pod, V: PartialEq + Pod>(
         written: plan.write.len(),
         removed: plan.remove.len(),
     })
+}
+
+/// The outcome of removing what may be gone already; of a map by processor aya says so otherwise.
+pub(super) fn removed(outcome: Result<(), MapError>) -> Result<(), MapError> {
+    match outcome {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => {
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 #[cfg(test)]

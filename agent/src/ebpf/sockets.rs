@@ -21,7 +21,7 @@ use swarm_ebpf_common::{Address, SocketBackend, SocketScope, SocketService, Sock
 
 use super::cgroup::{self, CgroupError};
 use super::mesh::{gone, take};
-use super::reconcile::{self, Changed, reconcile};
+use super::reconcile::{self, Changed, reconcile, removed};
 use super::slots::{self, SlotPlan};
 use super::{Mesh, MeshError, batch, link};
 
@@ -289,13 +289,6 @@ fn found<T>(outcome: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match outcome {
         Err(MapError::KeyNotFound) => Ok(None),
         outcome => outcome.map(Some),
-    }
-}
-
-fn removed(outcome: Result<(), MapError>) -> Result<(), MapError> {
-    match outcome {
-        Err(MapError::KeyNotFound) => Ok(()),
-        outcome => outcome,
     }
 }
 
