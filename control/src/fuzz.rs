@@ -14,6 +14,8 @@ use std::time::Duration;
 use prost::Message;
 use rand_chacha::ChaCha12Rng;
 use rand_chacha::rand_core::SeedableRng as _;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use swarm_api::v1;
 use swarm_model as model;
 use swarm_model::{Cluster, ClusterId, JoinToken, NodeId, Role, Timestamp, UnlockKey};
@@ -44,20 +46,13 @@ pub fn join_token(bytes: &[u8]) {
 pub fn certificate_request(bytes: &[u8]) {
     let (authority, cluster) = authority();
     let mut rng = ChaCha12Rng::seed_from_u64(1);
-    let subject = Subject {
-        node_id: NodeId::random(&mut rng),
-        role: Role::Worker,
-        cluster_id: cluster.id.clone(),
-    };
+    let subject = worker(cluster, &mut rng);
     let term = Term {
         now: NOW,
         life: Duration::from_secs(3600),
     };
     if let Ok(chain) = authority.issue(bytes, &subject, term, &mut rng) {
-        let leaf = rustls_pki_types::pem::PemObject::from_pem_slice(chain.as_bytes());
-        let leaf: rustls_pki_types::CertificateDer<'_> = leaf.expect("the chain is PEM");
-        let read = Subject::from_der(&leaf).expect("a certificate of ours can be read");
-        assert_eq!(read, subject, "names are the manager's to write");
+        assert_eq!(whose(&chain), subject, "names are the manager's to write");
     }
 }
 
@@ -65,12 +60,24 @@ pub fn certificate_request(bytes: &[u8]) {
 pub fn external_ca_answer(bytes: &[u8]) {
     let (wanted, subject, _) = asked();
     if let Ok((pem, life)) = wanted.read(200, bytes, NOW) {
-        let leaf = rustls_pki_types::pem::PemObject::from_pem_slice(pem.as_bytes());
-        let leaf: rustls_pki_types::CertificateDer<'_> = leaf.expect("it is PEM");
-        let read = Subject::from_der(&leaf).expect("a node's certificate can be read");
-        assert_eq!(&read, subject, "names are the manager's to choose");
+        assert_eq!(&whose(&pem), subject, "names are the manager's to choose");
         assert!(!life.is_zero(), "it is good now");
     }
+}
+
+/// A worker of `cluster`.
+fn worker(cluster: &Cluster, rng: &mut ChaCha12Rng) -> Subject {
+    Subject {
+        node_id: NodeId::random(rng),
+        role: Role::Worker,
+        cluster_id: cluster.id.clone(),
+    }
+}
+
+/// Whose the first certificate in `pem` is.
+fn whose(pem: &str) -> Subject {
+    let leaf = CertificateDer::from_pem_slice(pem.as_bytes()).expect("it is PEM");
+    Subject::from_der(&leaf).expect("a node's certificate can be read")
 }
 
 /// A certificate that is asked for, whose it is to be, and one that the swarm's root has signed for it.
@@ -79,11 +86,7 @@ fn asked() -> &'static (Wanted, Subject, String) {
     ASKED.get_or_init(|| {
         let (authority, cluster) = authority();
         let mut rng = ChaCha12Rng::seed_from_u64(1);
-        let subject = Subject {
-            node_id: NodeId::random(&mut rng),
-            role: Role::Worker,
-            cluster_id: cluster.id.clone(),
-        };
+        let subject = worker(cluster, &mut rng);
         let key = rcgen::KeyPair::generate().expect("a key can be made");
         let request = rcgen::CertificateParams::default().serialize_request(&key);
         let request = request.expect("it can be asked for");

@@ -29,6 +29,7 @@ mod ca;
 mod clock;
 mod config;
 mod dispatch;
+mod error_text;
 mod failure;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

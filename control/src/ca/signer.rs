@@ -1,6 +1,5 @@
 //! Who signs: this manager with the swarm's key, or an external authority that it asks over HTTPS.
 
-use std::error::Error;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +22,7 @@ use super::creds::{CredentialsError, external_config};
 use super::external::{self, BadAnswer, MAX_ANSWER_BYTES, Wanted};
 use super::{Authority, IssueError, RootCa, Subject, Term, rotation};
 use crate::clock;
+use crate::error_text::error_text;
 
 /// Requests that are on their way at a time. A whole swarm that renews together must not be a flood for an
 /// authority of somebody else.
@@ -181,7 +181,7 @@ impl Signer {
                         Ok(signed) => return Some(signed),
                         Err(error) => {
                             again |= !matches!(error, AskError::Answer(_));
-                            reasons.push(format!("{}: {}", ca.url, in_a_line(&error)));
+                            reasons.push(format!("{}: {}", ca.url, error_text(&error)));
                         }
                     }
                 }
@@ -271,16 +271,4 @@ async fn read(mut body: Incoming) -> Result<Vec<u8>, hyper::Error> {
         }
     }
     Ok(bytes)
-}
-
-/// An error and its causes.
-fn in_a_line(error: &AskError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -1,8 +1,6 @@
 //! What is refused, in words for a person, and as which gRPC code. The one place where errors become
 //! a [`Status`].
 
-use std::error::Error;
-
 use swarm_api::convert::ConvertError;
 use swarm_model::{
     InvalidCluster, InvalidNetwork, InvalidNode, InvalidSpec, InvalidUnlockKey, NetworkId, NodeId,
@@ -12,6 +10,7 @@ use tonic::{Code, Status};
 
 use crate::allocate::NoNetwork;
 use crate::ca::{IssueError, Refused, RootRefused};
+use crate::error_text::error_text;
 use crate::store::UpdateError;
 
 /// Why a call is not carried out. Nothing was changed.
@@ -419,7 +418,7 @@ impl Refusal {
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        Self::new(refusal.code(), chain(&refusal))
+        Self::new(refusal.code(), error_text(&refusal))
     }
 }
 
@@ -432,18 +431,6 @@ pub(super) fn outcome<R>(result: Result<R, UpdateError<Refusal>>) -> Result<R, S
             UpdateError::TooLarge { .. } | UpdateError::Invalid(_) => Code::InvalidArgument,
             UpdateError::Members => Code::Aborted,
         };
-        Status::new(code, chain(&error))
+        Status::new(code, error_text(&error))
     })
-}
-
-/// The error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -19,6 +19,7 @@ use super::view::View;
 use crate::bootstrap::{FIRST_RAFT_ID, Founder, new_swarm};
 use crate::ca::RootCa;
 use crate::dispatch::{Report, Verdict, greet, judge, observe};
+use crate::error_text::error_text;
 use crate::leader::{CHANGES_MAX, Round, take_over};
 use crate::raft::{self, Committed, Envelope, Stepped};
 use crate::store::{Change, Leadership, ProposeError, State, UPDATE_DEADLINE};
@@ -37,14 +38,7 @@ pub struct Stopped(String);
 
 impl Stopped {
     fn because(error: impl std::error::Error) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self(text)
+        Self(error_text(&error))
     }
 }
 
