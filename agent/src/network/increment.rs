@@ -19,7 +19,7 @@ use crate::SharedMap;
 
 use super::answering::{Entry, entries};
 use super::desired::{Desired, Service, Task};
-use super::model::{MeshMaps, Observed};
+use super::model::{MeshMaps, Observed, Tables};
 use super::op::{Changes, Op};
 use super::plan::difference;
 use super::wanted::{Wanted, wanted};
@@ -313,8 +313,7 @@ fn as_observed(wanted: Wanted) -> Observed {
         listeners: BTreeSet::new(),
         firewall: Err(none()),
         ipv6: true,
-        ingress_tables: true,
-        ipvs_table: true,
+        tables: Tables::ALL,
     }
 }
 

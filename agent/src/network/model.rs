@@ -461,11 +461,25 @@ pub(super) struct Observed {
     pub(super) firewall: Result<FirewallState, String>,
     /// Whether the kernel does IPv6.
     pub(super) ipv6: bool,
-    /// Whether the neighbours and forwarding entries of the ingress namespace were looked at. Where
-    /// not, they are empty here, and nothing is planned of them.
-    pub(super) ingress_tables: bool,
-    /// Whether the IPVS table was read. Where not, it is empty here, and nothing is planned of it.
-    pub(super) ipvs_table: bool,
+    /// Those that were read. The others are empty here, and nothing is planned of them.
+    pub(super) tables: Tables,
+}
+
+/// Which of the large tables a look reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tables {
+    /// Neighbours and forwarding entries of the ingress namespace.
+    pub(super) ingress: bool,
+    /// The IPVS table.
+    pub(super) ipvs: bool,
+}
+
+impl Tables {
+    /// All of them.
+    pub(super) const ALL: Self = Self {
+        ingress: true,
+        ipvs: true,
+    };
 }
 
 impl Observed {
@@ -499,8 +513,7 @@ impl Observed {
             listeners: BTreeSet::new(),
             firewall: self.firewall.clone(),
             ipv6: self.ipv6,
-            ingress_tables: true,
-            ipvs_table: true,
+            tables: Tables::ALL,
         }
     }
 

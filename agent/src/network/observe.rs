@@ -21,7 +21,7 @@ use super::kernel::{Failure, Kernel, KernelError, unreadable};
 use super::listeners::listeners;
 use super::mesh::LoadedMesh;
 use super::model::{
-    Attached, Balanced, FirewallState, IpvsTable, Namespace, Observed, Place, Program,
+    Attached, Balanced, FirewallState, IpvsTable, Namespace, Observed, Place, Program, Tables,
 };
 use super::names::{
     FORWARDING6, FORWARDING6_OF_NEW, HOST_IS_ROUTER, HOST_LINK_SYSCTLS, HOST_LINK_SYSCTLS6,
@@ -42,15 +42,12 @@ struct Seen {
     default_link: Option<String>,
 }
 
-/// What else is done while looking, and how far.
+/// What else is done while looking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::network) enum Look {
     /// Programs that are not loaded are loaded, names of namespaces that are gone are removed, and
     /// what somebody else has changed in maps is put right: as a plan wants it that is carried out.
     AndRepair,
-    /// The same, but for the neighbours and forwarding entries of the ingress namespace: the kernel
-    /// tells of every change in those.
-    AndRepairUntold,
     /// Nothing is changed in the kernel. The maps are as the kernel holds them.
     Only,
 }
@@ -60,11 +57,11 @@ pub(in crate::network) type Interrupt<'a> = &'a dyn Fn() -> bool;
 
 /// Reads everything. What could not be read in the namespace of a task or of a user's network is
 /// returned beside it, with that namespace taken as missing; anything else that cannot be read is an error, and so is being interrupted
-/// ([`KernelError::Interrupted`]). The IPVS table is left out where `ipvs_table` is false.
+/// ([`KernelError::Interrupted`]). Of the large tables those of `tables` are read.
 pub(super) fn observe(
     kernel: &mut Kernel,
     look: Look,
-    ipvs_table: bool,
+    tables: Tables,
     interrupt: Interrupt<'_>,
 ) -> Result<(Observed, Vec<Failure>), KernelError> {
     let go_on = || match interrupt() {
@@ -76,14 +73,14 @@ pub(super) fn observe(
     let Kernel { open, mesh, .. } = kernel;
     // Loaded first: what is attached is told by comparing with what is loaded.
     let mut mesh = match look {
-        Look::AndRepair | Look::AndRepairUntold => mesh.load(),
+        Look::AndRepair => mesh.load(),
         Look::Only => mesh.look(),
     };
     let mut seen = BTreeMap::new();
     for (place, connection) in open.iter_mut() {
         go_on()?;
-        let tables = look != Look::AndRepairUntold || *place != Place::Ingress;
-        match read(place, connection, (families, tables), mesh.as_deref().ok()) {
+        let entries = tables.ingress || *place != Place::Ingress;
+        match read(place, connection, (families, entries), mesh.as_deref().ok()) {
             Ok(content) => {
                 seen.insert(place.clone(), content);
             }
@@ -102,14 +99,12 @@ pub(super) fn observe(
     let cookies = cookies.map(|(place, connection)| (connection.cookie, place));
     let mesh = match &mut mesh {
         Ok(mesh) => Ok(match look {
-            Look::AndRepair | Look::AndRepairUntold => {
-                mesh.maps(link_name, port_name, &cookies.collect())?
-            }
+            Look::AndRepair => mesh.maps(link_name, port_name, &cookies.collect())?,
             Look::Only => mesh.held(link_name, port_name, &cookies.collect())?,
         }),
         Err(reason) => Err(reason.clone()),
     };
-    let ipvs = read_ipvs(kernel, ipvs_table, &go_on)?;
+    let ipvs = read_ipvs(kernel, tables.ipvs, &go_on)?;
     let ipvs_timeouts = match &ipvs {
         Ok(_) => ipvs_timeouts(kernel)?,
         Err(_) => None,
@@ -140,8 +135,7 @@ pub(super) fn observe(
             listeners,
             firewall,
             ipv6: families.len() > 1,
-            ingress_tables: look != Look::AndRepairUntold,
-            ipvs_table,
+            tables,
         },
         failures,
     ))
@@ -171,7 +165,7 @@ fn ipvs_timeouts(kernel: &mut Kernel) -> Result<Option<Timeouts>, KernelError> {
 
 fn read_ipvs(
     kernel: &mut Kernel,
-    ipvs_table: bool,
+    with_table: bool,
     go_on: &dyn Fn() -> Result<(), KernelError>,
 ) -> Result<Result<IpvsTable, String>, KernelError> {
     let ipvs = match kernel.ipvs() {
@@ -183,7 +177,7 @@ fn read_ipvs(
         Err(error) => return Err(error),
     };
     let mut table = IpvsTable::new();
-    let services = if ipvs_table {
+    let services = if with_table {
         ipvs.services()?
     } else {
         Vec::new()
@@ -214,7 +208,7 @@ fn families(ipv6: bool) -> &'static [AddressFamily] {
 fn read(
     place: &Place,
     connection: &mut Connection,
-    (families, tables): (&[AddressFamily], bool),
+    (families, entries): (&[AddressFamily], bool),
     mesh: Option<&LoadedMesh>,
 ) -> Result<Seen, KernelError> {
     let mut namespace = Namespace::default();
@@ -224,11 +218,11 @@ fn read(
         tables::read_addresses(connection, family, &mut namespace)?;
         let found = tables::read_routes(connection, family, &mut namespace)?;
         default_link = default_link.or(found);
-        if tables {
+        if entries {
             tables::read_neighbours(connection, family, &mut namespace)?;
         }
     }
-    if tables && place.is_network() {
+    if entries && place.is_network() {
         tables::read_forwarding(connection, &mut namespace)?;
     }
     let keys = settings(place, &namespace);

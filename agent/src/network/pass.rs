@@ -16,7 +16,7 @@ use super::desired::{Desired, LocalTask};
 use super::execute::{execute, writes};
 use super::increment::{Increment, Index, plan_increment, slice};
 use super::kernel::{Failure, Kernel, KernelError, Scope};
-use super::model::{NetworkName, Observed, Place};
+use super::model::{NetworkName, Observed, Place, Tables};
 use super::observe::{Interrupt, Look, count, observe, printed};
 use super::op::Op;
 use super::plan::{Plan, plan, plan_for, teardown};
@@ -193,8 +193,9 @@ impl Pass {
         self.released.clear();
         self.applied.send_replace(Applied::default());
         self.answering.send_replace(Answering::default());
-        let (observed, unreadable) = observe(&mut self.kernel, Look::AndRepair, true, &|| false)
-            .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
+        let (observed, unreadable) =
+            observe(&mut self.kernel, Look::AndRepair, Tables::ALL, &|| false)
+                .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
         let ops = teardown(&observed);
         let failures = execute(&mut self.kernel, &ops);
         let failed = failures.len() + unreadable.len();
@@ -213,7 +214,7 @@ impl Pass {
         let Some(desired) = &self.effective else {
             return Err(NetworkError::NothingDesired);
         };
-        let (observed, unreadable) = observe(&mut self.kernel, Look::Only, true, &|| false)
+        let (observed, unreadable) = observe(&mut self.kernel, Look::Only, Tables::ALL, &|| false)
             .map_err(|source| NetworkError::Observe(Arc::new(Failure::of_pass(source))))?;
         let Plan { ops, problems } = plan(&observed, desired);
         let mut checked = check(&observed, &ops, &self.applied.borrow().failures);
@@ -320,32 +321,28 @@ impl Pass {
         let begun = Instant::now();
         let mut written = (0, 0);
         let mut context = None;
-        let seen = self.tables_seen.take();
-        let look = match seen {
-            Some(at) if !self.is_new && at.elapsed() < TOLD_LIFETIME => Look::AndRepairUntold,
-            _ => Look::AndRepair,
-        };
+        let is_fresh = |at: &Instant| !self.is_new && at.elapsed() < TOLD_LIFETIME;
+        let tables_seen = self.tables_seen.take().filter(is_fresh);
         // Before the table is read: what changes then is printed otherwise the next time.
         let now_printed = printed(&mut self.kernel);
-        let ipvs_seen = self.ipvs_seen.take().filter(|(at, number)| {
-            !self.is_new && at.elapsed() < TOLD_LIFETIME && Some(*number) == now_printed
-        });
-        let whole = look == Look::AndRepair && ipvs_seen.is_none();
-        let ipvs_table = ipvs_seen.is_none();
-        let observed = observe(&mut self.kernel, look, ipvs_table, interrupt);
+        let ipvs_seen = self.ipvs_seen.take();
+        let ipvs_seen =
+            ipvs_seen.filter(|(at, number)| is_fresh(at) && Some(*number) == now_printed);
+        let tables = Tables {
+            ingress: tables_seen.is_none(),
+            ipvs: ipvs_seen.is_none(),
+        };
+        let observed = observe(&mut self.kernel, Look::AndRepair, tables, interrupt);
         let (problems, failures) = match observed {
             Ok((observed, mut failures)) => {
                 context = Some(observed.context());
                 let (Plan { ops, problems }, wanted) = plan_for(observed, desired);
-                if !whole && ops.iter().any(|op| op.place().is_some()) {
+                if tables != Tables::ALL && ops.iter().any(|op| op.place().is_some()) {
                     // With a link its entries are gone.
                     return self.run(interrupt);
                 }
                 if ops.is_empty() && failures.is_empty() {
-                    self.tables_seen = match look {
-                        Look::AndRepairUntold => seen,
-                        _ => Some(begun),
-                    };
+                    self.tables_seen = tables_seen.or(Some(begun));
                     let anew = now_printed.map(|number| (begun, number));
                     self.ipvs_seen = ipvs_seen.or(anew);
                 }
@@ -368,7 +365,7 @@ impl Pass {
                 (problems, failures)
             }
             Err(KernelError::Interrupted) => {
-                self.tables_seen = seen;
+                self.tables_seen = tables_seen;
                 self.ipvs_seen = ipvs_seen;
                 return Outcome::Interrupted;
             }
@@ -418,9 +415,9 @@ impl Pass {
         });
         let took = begun.elapsed();
         self.last_look = took;
-        self.passes.send_modify(|passes| match look {
-            Look::AndRepairUntold => passes.untold.count(written, took),
-            Look::AndRepair | Look::Only => passes.full.count(written, took),
+        self.passes.send_modify(|passes| match tables.ingress {
+            true => passes.full.count(written, took),
+            false => passes.untold.count(written, took),
         });
         Outcome::Done
     }

@@ -487,7 +487,7 @@ impl Planner<'_> {
         if let (Ok(_), Some(timeouts)) = (&self.now.ipvs, timeouts) {
             self.emit(Op::Ipvs(IpvsOp::SetTimeouts(timeouts)));
         }
-        if !self.now.ipvs_table {
+        if !self.now.tables.ipvs {
             return;
         }
         let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {
@@ -581,7 +581,7 @@ impl Planner<'_> {
     }
 
     fn unbalance(&mut self) {
-        if !self.now.ipvs_table {
+        if !self.now.tables.ipvs {
             return;
         }
         let (Ok(now), Some(wanted)) = (&self.now.ipvs, &self.wanted.ipvs) else {

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use swarm_model::TaskId;
 
 use super::kernel::Kernel;
+use super::model::Tables;
 use super::netns::Netns;
 use super::observe::{Look, observe};
 use super::op::Op;
@@ -257,7 +258,7 @@ async fn a_second_pass_finds_nothing_to_do() {
         .unwrap();
     let mut pass = || {
         let (observed, unreadable) =
-            observe(&mut kernel, Look::AndRepair, true, &|| false).unwrap();
+            observe(&mut kernel, Look::AndRepair, Tables::ALL, &|| false).unwrap();
         assert!(unreadable.is_empty(), "{unreadable:?}");
         let ops = plan(&observed, &desired).ops;
         let failures = super::execute::execute(&mut kernel, &ops);

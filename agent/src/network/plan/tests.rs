@@ -26,7 +26,7 @@ use super::super::desired::{
 use super::super::listeners::Listener;
 use super::super::model::{
     Device, FirewallState, IpvsTable, Link, LinkKind, Mac, MeshMaps, Namespace, Observed, Obstacle,
-    Place, Program, Published, Route, SocketPrograms,
+    Place, Program, Published, Route, SocketPrograms, Tables,
 };
 use super::super::op::Op;
 use super::{Plan, plan, teardown};
@@ -93,8 +93,7 @@ fn host() -> Observed {
         listeners: BTreeSet::new(),
         firewall: Ok(FirewallState::default()),
         ipv6: true,
-        ingress_tables: true,
-        ipvs_table: true,
+        tables: Tables::ALL,
     }
 }
 

@@ -219,7 +219,7 @@ impl Draft<'_> {
         self.program(&place, VXLAN, Program::ShortcutOut);
 
         let own = self.on_network(&place, network.subnet, local.ingress);
-        let looked_at = self.observed.ingress_tables;
+        let looked_at = self.observed.tables.ingress;
         let namespace = self.at(&place);
         // IPVS looks only at packets that are for this namespace.
         for address in node_addresses {
@@ -396,7 +396,7 @@ impl Draft<'_> {
 
     /// `address` is behind `port`, and with `vtep` at another node.
     fn reach(&mut self, network: &Place, address: IpAddr, port: &Arc<str>, vtep: Option<IpAddr>) {
-        if !self.observed.ingress_tables && *network == Place::Ingress {
+        if !self.observed.tables.ingress && *network == Place::Ingress {
             return;
         }
         let bridge = self.bridge.clone();
