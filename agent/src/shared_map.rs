@@ -363,6 +363,11 @@ mod tests {
         let map: SharedMap<u32, u32> = (0..10_000).map(|key| (key, 0)).collect();
         let room: usize = map.chunks.iter().map(|chunk| chunk.capacity()).sum();
         assert!(room < 10_000 + CHUNK_MAX, "{room}");
+        assert_eq!(
+            map.chunks.len(),
+            10_000_usize.div_ceil(CHUNK_MAX),
+            "all full"
+        );
         let mut anyhow = SharedMap::new();
         anyhow.extend((0_u32..10_000).map(|key| (key.wrapping_mul(2_654_435_761), 0)));
         let room: usize = anyhow.chunks.iter().map(|chunk| chunk.capacity()).sum();
